@@ -1,0 +1,52 @@
+"""vaelab trains, measures, explains and ships variational autoencoders.
+
+The public names below are loaded on first use, so that ``import vaelab`` and ``vaelab --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vaelab import data as data
+    from vaelab import evaluate as evaluate
+    from vaelab import figures as figures
+    from vaelab import recipes as recipes
+    from vaelab import specs as specs
+    from vaelab.config import Run as Run
+    from vaelab.config import override as override
+    from vaelab.data import load as load
+    from vaelab.errors import FailureError as FailureError
+    from vaelab.errors import UsageError as UsageError
+    from vaelab.models import VAE as VAE
+    from vaelab.objectives import ELBO as ELBO
+    from vaelab.train import fit as fit
+
+_MODULES = ("data", "evaluate", "figures", "recipes", "specs")
+_NAMES = {
+    "Run": "config",
+    "override": "config",
+    "load": "data",
+    "FailureError": "errors",
+    "UsageError": "errors",
+    "VAE": "models",
+    "ELBO": "objectives",
+    "fit": "train",
+}
+
+__all__ = sorted([*_MODULES, *_NAMES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"vaelab.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"vaelab.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'vaelab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,331 @@
+"""A run as data: frozen dataclasses that print as a table, change by flat names, and round-trip through JSON.
+
+Every leaf of a ``Run`` has one flat name, the same in Python (``override(run, beta=0.5)``) and on the command line
+(``--beta 0.5``): the field's own name where only one slot has it, else the slot's name in front
+(``encoder_hidden_dims``). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, final
+
+from vaelab import specs
+from vaelab.errors import UsageError, did_you_mean
+from vaelab.objectives import ELBO
+from vaelab.specs import option
+
+Encoder = specs.MLPEncoder | specs.ConvEncoder
+Decoder = specs.MLPDecoder | specs.ConvDecoder
+Posterior = specs.DiagonalNormal
+Prior = specs.StandardNormal
+Likelihood = specs.Bernoulli | specs.Gaussian
+Optimizer = specs.Adam | specs.AdamW
+LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic
+
+
+@final
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, and under which protocol."""
+
+    source: str = option("mnist", "mnist, digits, freyfaces, or a path to images, .npy, .npz or idx files", flag="data")
+    protocol: Literal["grey", "dynamic", "static", "threshold"] = option(
+        "grey", "pixels as they are, or binarized: a new draw each time, one fixed draw, or x > 0.5"
+    )
+    validation_size: float | None = option(None, "images held out for validation: a number, or a fraction below 1")
+    test_size: float | None = option(None, "the same for the test set, where the data have none of their own")
+    image_size: tuple[int, int] | None = option(None, "height and width that a folder's images are brought to")
+    channels: Literal[1, 3] | None = option(None, "1: grey, 3: colour; default: as the images are")
+    value_range: Literal["auto", "unit", "byte", "symmetric"] = option(
+        "auto", "what an array's values mean: 0..1, 0..255 or -1..1", flag="range"
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Augment:
+    """Random rotation and translation of training images."""
+
+    rotate: float = option(0.0, "largest rotation, in degrees")
+    shift: float = option(0.0, "largest shift along each axis, in pixels")
+    augment_prob: float = option(0.0, "share of the images that are augmented")
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """The loop: how long, how, and on what."""
+
+    epochs: int = option(20, "passes over the training images")
+    batch_size: int = option(128, "images a step")
+    clip_norm: float | None = option(None, "largest norm of the gradient; longer ones are scaled down")
+    patience: int | None = option(None, "stop after so many epochs without a better validation loss")
+    ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average")
+    seed: int = option(0, "seed of the weights, the order, the noise and the augmentation")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of matrix products and convolutions")
+    device: str = option("auto", "cpu, cuda, mps; auto takes a GPU if there is one")
+    threads: int | None = option(None, "CPU threads; default: torch's")
+    save_every: int | None = option(None, "save a checkpoint each so many steps, besides each epoch")
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """A file that a run draws into its folder.
+
+    Args:
+        draw: the kind of picture (the names in ``vaelab.pictures``).
+        file: its name; ``{epoch}`` stands for the epoch.
+        every: draw it each so many epochs, and after the last; None: after the last only.
+    """
+
+    draw: str
+    file: str
+    every: int | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that determines a training run. Immutable; ``override`` makes changed copies.
+
+    Args:
+        recipe: the recipe's name.
+        likelihood: None takes the Bernoulli for grey images and the Gaussian with one learned sigma for colour.
+        bf16_gap: |bf16 - fp32| of the test objective in nats, as committed results show; None if never measured.
+    """
+
+    recipe: str
+    data: Data = Data()
+    encoder: Encoder = specs.MLPEncoder()
+    posterior: Posterior = specs.DiagonalNormal()
+    prior: Prior = specs.StandardNormal()
+    decoder: Decoder = specs.MLPDecoder()
+    likelihood: Likelihood | None = None
+    objective: ELBO = ELBO()
+    optimizer: Optimizer = specs.Adam()
+    schedule: LearningRate = specs.Constant()
+    augment: Augment = Augment()
+    training: Training = Training()
+    pictures: tuple[Picture, ...] = ()
+    bf16_gap: float | None = None
+
+    def __str__(self) -> str:
+        """The run as the table that it is."""
+        leaves = flat(self)
+        width = max(map(len, leaves))
+        slots = (f"{slot:{width}}  {type(getattr(self, slot)).__name__}" for slot in _choices())
+        values = (f"{name:{width}}  {leaf.value}" for name, leaf in leaves.items())
+        return "\n".join([f"{'recipe':{width}}  {self.recipe}", *slots, *values])
+
+
+# --- flat names -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting of a run: where it is, what it is, and how it is described."""
+
+    slot: str
+    field: str
+    value: Any
+    type: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+def flat(run: Run) -> dict[str, Leaf]:
+    """All settings of a run by their flat names.
+
+    Example:
+        >>> leaves = flat(Run(recipe="example"))
+        >>> leaves["beta"].value, leaves["latent_dim"].aliases, "encoder_hidden_dims" in leaves
+        (1.0, ('z_dim',), True)
+    """
+    found: list[tuple[str, Leaf]] = []
+    for slot in (f.name for f in dataclasses.fields(run)):
+        part = getattr(run, slot)
+        if not dataclasses.is_dataclass(part):
+            continue
+        hints = typing.get_type_hints(type(part))
+        for item in dataclasses.fields(part):
+            meta = item.metadata
+            leaf = Leaf(slot, item.name, getattr(part, item.name), hints[item.name], meta["help"], meta["aliases"])
+            found.append((meta["flag"] or item.name, leaf))
+    names = [name for name, _ in found]
+    return {name if names.count(name) == 1 else f"{leaf.slot}_{name}": leaf for name, leaf in found}
+
+
+def override(run: Run, **changes: Any) -> Run:
+    """Return a copy of the run with settings changed by their flat names, or whole slots by theirs.
+
+    A slot takes a spec (``encoder=specs.MLPEncoder((64,))``) or, in words, the name of one
+    (``optimizer="adamw"``), with that spec's defaults. Slots are changed before settings.
+
+    Raises:
+        UsageError: on a name that the run does not have, or a value of the wrong type.
+
+    Example:
+        >>> override(Run(recipe="example"), beta=0.5, z_dim=2).posterior
+        DiagonalNormal(latent_dim=2)
+    """
+    choices = _choices()
+    for slot in [name for name in changes if name in choices]:
+        run = dataclasses.replace(run, **{slot: _spec(slot, changes.pop(slot), choices[slot])})
+    leaves = flat(run)
+    names = leaves | {alias: leaf for leaf in leaves.values() for alias in leaf.aliases}
+    for name, value in changes.items():
+        if name not in names:
+            raise UsageError(f"{run.recipe} has no setting {name!r}{did_you_mean(name, [*names, *choices])}")
+        leaf = names[name]
+        part = dataclasses.replace(getattr(run, leaf.slot), **{leaf.field: _coerced(name, value, leaf.type)})
+        run = dataclasses.replace(run, **{leaf.slot: part})
+    check(run)
+    return run
+
+
+def check(run: Run) -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        UsageError: naming the setting, its value and what is allowed.
+    """
+    values = {name: leaf.value for name, leaf in flat(run).items()}
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_number(name, number)
+
+
+_POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
+             "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size", "image_size"}  # fmt: skip
+_FRACTION = {"augment_prob", "ema_decay", "dropout", "lr_factor"}
+
+
+def _check_number(name: str, number: float) -> None:
+    flag = "--" + name.replace("_", "-")
+    base = name.removeprefix("encoder_").removeprefix("decoder_")
+    positive = base in _POSITIVE or base in ("hidden_dims", "conv_channels")
+    if number != number or number in (float("inf"), float("-inf")):
+        raise UsageError(f"{flag} {number}: must be a finite number")
+    if (positive and number <= 0) or number < 0:
+        raise UsageError(f"{flag} {number}: must be {'greater than' if positive else 'at least'} 0")
+    if base in _FRACTION and number > 1 or base in ("ema_decay", "dropout") and number == 1:
+        raise UsageError(f"{flag} {number}: must be between 0 and 1")
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """The run as plain JSON; ``from_json`` restores it exactly."""
+    return _encode(run)
+
+
+def from_json(content: Mapping[str, Any]) -> Run:
+    """Restore a run, strictly: a key or a kind of part that is not known is an error, never dropped.
+
+    Raises:
+        UsageError: naming what is not known, and the closest name that is.
+    """
+    content = dict(content)
+    content.pop("kind", None)
+    run = _decode(Run, content, "the run")
+    check(run)
+    return run
+
+
+def kinds() -> dict[str, type]:
+    """Every dataclass that a run may hold, by its name."""
+    parts = [kind for choices in _choices().values() for kind in choices]
+    return {kind.__name__: kind for kind in [*parts, Data, Augment, Training, Picture]}
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _decode(kind: type, content: Mapping[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(content.keys() - known):
+        raise UsageError(f"{where} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    hints = typing.get_type_hints(kind)
+    try:
+        return kind(**{key: _decode_value(value, hints[key], f"{where}.{key}") for key, value in content.items()})
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _decode_value(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        name = value.get("kind")
+        allowed = kinds()
+        if name not in allowed:
+            raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(str(name), allowed)}")
+        return _decode(allowed[name], {k: v for k, v in value.items() if k != "kind"}, where)
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return tuple(_decode_value(item, None, where) for item in value)
+    return _coerced(where, value, hint)
+
+
+# --- types ----------------------------------------------------------------------------------------------------------
+
+
+def _choices() -> dict[str, tuple[type, ...]]:
+    """The slots of a run and the specs that each may hold."""
+    slots = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective", "optimizer", "schedule")
+    hints = typing.get_type_hints(Run)
+    return {slot: tuple(kind for kind in _members(hints[slot]) if kind is not type(None)) for slot in slots}
+
+
+def spec_names(slot: str) -> dict[str, type]:
+    """The words by which the specs of a slot are chosen: ``warmup-cosine`` for ``WarmupCosine``."""
+    return {kind.word: kind for kind in _choices()[slot]}
+
+
+def slots_with_choice() -> list[str]:
+    """The slots that may hold more than one kind of spec, and so have a flag that chooses."""
+    return [slot for slot, kinds_ in _choices().items() if len(kinds_) > 1]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _spec(slot: str, value: Any, allowed: tuple[type, ...]) -> Any:
+    if isinstance(value, allowed) or (slot == "likelihood" and value is None):
+        return value
+    names = spec_names(slot)
+    if not isinstance(value, str) or value.lower() not in names:
+        raise UsageError(f"{slot} {value!r} is not known{did_you_mean(str(value), names)}")
+    return names[value.lower()]()
+
+
+def _coerced(name: str, value: Any, hint: Any) -> Any:
+    """Bring a value to its field's type where that loses nothing (5 to 5.0, [2, 3] to (2, 3)), else refuse it."""
+    for member in _members(hint):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        if origin is Literal and value in arguments and type(value) is type(arguments[arguments.index(value)]):
+            return value
+        if member is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if member is type(None) and value is None:
+            return None
+        if origin is tuple and isinstance(value, list | tuple):
+            items = typing.cast("list[Any]", value)
+            kinds_ = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
+            if len(kinds_) == len(items):
+                return tuple(_coerced(name, item, kind) for item, kind in zip(items, kinds_, strict=True))
+        if isinstance(member, type) and type(value) is member:
+            return value
+    shown = str(hint).replace("typing.", "") if not isinstance(hint, type) else hint.__name__
+    raise UsageError(f"{name} = {value!r}: expected {shown}")

@@ -1,0 +1,224 @@
+"""Splits and protocols: which images are trained on, which are held out, and what is done to their pixels.
+
+A data set that fits in memory lives as one tensor on the computing device; there is no ``DataLoader`` on this path.
+
+Shapes: N images, B batch, C H W image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaelab.data.readers import Images
+from vaelab.data.sources import Pool, Reading, find
+from vaelab.errors import UsageError
+from vaelab.models import Batch
+from vaelab.runtime import Noise, RowNoise
+from vaelab.specs import Shape
+
+Protocol = Literal["grey", "dynamic", "static", "threshold"]
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+# Constants of the protocols, never a run's seed: every run and every user scores the same binary images, and splits a
+# data set that has no test set of its own in the same way.
+BINARIZATION_SEED = 784
+SPLIT_SEED = 1998
+EVALUATION_SEED = 1312_6114
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, on one device.
+
+    Args:
+        x: (N, C, H, W), uint8 in 0..255 or float32 in 0..1.
+        y: (N,) class numbers, or None.
+        index: (N,) row numbers in the source's files.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on another device."""
+        return Split(self.x.to(device), None if self.y is None else self.y.to(device), self.index.to(device))
+
+    def rows(self, rows: Tensor | slice) -> Batch:
+        """A batch of these rows, with pixels as floats in [0, 1]."""
+        return Batch(unit(self.x[rows]), None if self.y is None else self.y[rows], self.index[rows])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
+        """Every row in order, the last partial batch too, with evaluation noise that belongs to the rows."""
+        for start in range(0, len(self), batch_size):
+            noise = RowNoise(EVALUATION_SEED, start, self.x.device)
+            yield self.rows(slice(start, start + batch_size)), noise
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split and put under a protocol.
+
+    Args:
+        name: what it is called in results.
+        protocol: what is done to the pixels. ``grey``: nothing. ``threshold``: x > 0.5. ``static``: one binary draw,
+            fixed for all splits. ``dynamic``: a new draw each time in training, a fixed one for validation and test.
+        train, validation, test: the splits; they never overlap.
+        binary: every pixel that a model sees is 0 or 1.
+        classes: names of the classes, or None.
+    """
+
+    name: str
+    protocol: Protocol
+    train: Split
+    validation: Split
+    test: Split
+    binary: bool
+    classes: tuple[str, ...] | None
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.x.shape[1:]
+        return channels, height, width
+
+    def split(self, name: str) -> Split:
+        """The split of this name.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if name not in SPLITS:
+            raise UsageError(f"no split {name!r}: choose one of {', '.join(SPLITS)}")
+        return getattr(self, name)
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        return replace(self, **{name: self.split(name).to(device) for name in SPLITS})
+
+    def record(self) -> dict[str, Any]:
+        """What must stand beside every number: sizes, pixels, and hashes of the held-out images as they are scored."""
+        held_out = {f"{name}_sha256": _sha256(self.split(name).x) for name in ("validation", "test")}
+        sizes = {name: len(self.split(name)) for name in SPLITS}
+        return {"data": self.name, "protocol": self.protocol, **sizes, "shape": list(self.shape), **held_out}
+
+
+def load(
+    source: str,
+    *,
+    protocol: Protocol = "grey",
+    validation_size: float | None = None,
+    test_size: float | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
+    """Find, read and split a data set.
+
+    Args:
+        source: ``mnist``, ``digits``, ``freyfaces``, or a path.
+        protocol: see ``Dataset``.
+        validation_size, test_size: a number of images, or below 1 a fraction. None: what is customary (MNIST: the last
+            5,000 training images, and its own test set), else a tenth each.
+        reading: how to read a path.
+
+    Example:
+        >>> data = load("digits")
+        >>> len(data.train), len(data.validation), len(data.test), data.shape
+        (1437, 180, 180, (1, 28, 28))
+    """
+    pool = find(source, reading or Reading())
+    parts = _split(pool, validation_size, test_size)
+    binary = pool.train.binary and (pool.test is None or pool.test.binary)
+    if not binary and protocol != "grey":
+        keep_train = protocol == "dynamic"
+        parts = [
+            images if keep_train and i == 0 else replace(images, x=binarize(images.x, protocol, i))
+            for i, images in enumerate(parts)
+        ]
+    splits = [
+        Split(torch.from_numpy(images.x), None if images.y is None else torch.from_numpy(images.y), index)
+        for images, index in zip(parts, _indices(pool, parts), strict=True)
+    ]
+    return Dataset(pool.name, protocol, *splits, binary=binary or protocol != "grey", classes=pool.train.classes)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Pixels as floats in [0, 1]."""
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+
+
+def binarize(
+    x: NDArray[np.uint8] | NDArray[np.float32], protocol: Protocol, split_number: int
+) -> NDArray[np.uint8]:
+    """Make pixels binary (0 or 255), the same way on every machine.
+
+    ``threshold``: x > 0.5. ``static`` and ``dynamic``: one draw with P(1) = x from NumPy's legacy generator, whose
+    stream is frozen for good, seeded by the protocol's constant and the number of the split.
+    """
+    bytes_ = x.dtype == np.uint8
+    if protocol == "threshold":
+        return np.where(x > (127 if bytes_ else 0.5), np.uint8(255), np.uint8(0))
+    draw = np.random.RandomState(BINARIZATION_SEED + split_number)  # noqa: NPY002
+    # Of the 255 values 0..254, v lie below v: P(1) is v/255 exactly.
+    noise = draw.randint(0, 255, x.shape, np.uint8) if bytes_ else draw.random_sample(x.shape)
+    return np.where(noise < x, np.uint8(255), np.uint8(0))
+
+
+def binarize_batch(batch: Batch, noise: Noise) -> Batch:
+    """Dynamic binarization of a training batch: x ~ Bernoulli(x), anew each time (stream ``"binarize"``)."""
+    return replace(batch, x=(noise.uniform("binarize", batch.x.shape) < batch.x).to(batch.x.dtype))
+
+
+def _split(pool: Pool, validation_size: float | None, test_size: float | None) -> list[Images]:
+    if pool.test is not None and test_size is not None:
+        raise UsageError(f"{pool.name} has a test set of its own ({len(pool.test.x)} images): leave --test-size out")
+    if validation_size is None:
+        validation_size = pool.validation_size or 0.1
+    total = len(pool.train.x)
+    held_out = _count(validation_size, total, "--validation-size")
+    tested = 0 if pool.test is not None else _count(0.1 if test_size is None else test_size, total, "--test-size")
+    if total - held_out - tested < 1:
+        raise UsageError(f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out")
+    order = _order(pool)
+    train, validation, test = np.split(order, [total - held_out - tested, total - tested])
+    return [_take(pool.train, train), _take(pool.train, validation), pool.test or _take(pool.train, test)]
+
+
+def _order(pool: Pool) -> NDArray[np.int64]:
+    """Published test sets come with a published order; other data may be sorted, and are shuffled before the split."""
+    total = len(pool.train.x)
+    if pool.test is not None:
+        return np.arange(total)
+    return np.random.RandomState(SPLIT_SEED).permutation(total)  # noqa: NPY002
+
+
+def _indices(pool: Pool, parts: list[Images]) -> list[Tensor]:
+    order, (train, validation, test) = _order(pool), [len(part.x) for part in parts]
+    own_test = np.arange(test) if pool.test is not None else order[train + validation :]
+    return [torch.from_numpy(rows) for rows in (order[:train], order[train : train + validation], own_test)]
+
+
+def _count(size: float, total: int, flag: str) -> int:
+    count = round(size * total) if size < 1 else round(size)
+    if size <= 0 or (size >= 1 and size != count):
+        raise UsageError(f"{flag} {size:g}: give a fraction between 0 and 1, or a whole number of images")
+    return max(count, 1)
+
+
+def _take(images: Images, rows: NDArray[np.int64]) -> Images:
+    return replace(images, x=images.x[rows], y=None if images.y is None else images.y[rows])
+
+
+def _sha256(x: Tensor) -> str:
+    return hashlib.sha256(np.ascontiguousarray(x.cpu().numpy()).tobytes()).hexdigest()

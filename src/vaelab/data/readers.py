@@ -1,0 +1,275 @@
+"""Strict readers: idx files, folders of images, NumPy arrays. Each returns ``Images`` or says what is wrong and where.
+
+Shapes: N images, C channels (1 or 3), H W sides.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vaelab.errors import FailureError, UsageError
+
+Range = Literal["auto", "unit", "byte", "symmetric"]
+
+_IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as they were read.
+
+    Args:
+        x: (N, C, H, W), uint8 in 0..255 or float32 in 0..1. Binary images are uint8 of only 0 and 255.
+        y: (N,) class numbers, or None.
+        classes: the names of the classes, or None.
+        binary: every pixel is 0 or 1.
+    """
+
+    x: NDArray[np.uint8] | NDArray[np.float32]
+    y: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] | None = None
+    binary: bool = False
+
+
+# --- idx ------------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> NDArray[np.generic]:
+    """Read one idx file (the format of MNIST), plain or gzip, strictly: magic number, sizes and length must agree.
+
+    Reference:
+        LeCun, Cortes & Burges, The MNIST database, "File formats".
+    Raises:
+        FailureError: if the file is missing, truncated, too long, damaged or no idx file.
+    """
+    return parse_idx(unpacked(path), str(path))
+
+
+def unpacked(path: Path) -> bytes:
+    """The content of a file, decompressed if it is gzip."""
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FailureError(f"{path} is damaged or cut short ({error}): fetch it again") from error
+    except OSError as error:
+        raise FailureError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parse_idx(raw: bytes, name: str) -> NDArray[np.generic]:
+    """Parse the content of an idx file; ``name`` is for the error messages."""
+    if len(raw) < 4 or raw[:2] != b"\x00\x00" or raw[2] not in _IDX_DTYPES or raw[3] == 0:
+        raise FailureError(f"{name} is not an idx file: its magic number is 0x{raw[:4].hex()}")
+    dtype, ndim = np.dtype(_IDX_DTYPES[raw[2]]), raw[3]
+    header = 4 + 4 * ndim
+    shape = tuple(int(side) for side in np.frombuffer(raw[4:header], ">u4"))
+    expected = header + math.prod(shape) * dtype.itemsize
+    if len(shape) != ndim or len(raw) != expected:
+        state = "cut short" if len(raw) < expected else "too long"
+        raise FailureError(f"{name} is {state}: {len(raw)} bytes, its header says {expected}; fetch it again")
+    return np.frombuffer(raw, dtype, offset=header).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def read_idx_pair(images: Path, labels: Path | None) -> Images:
+    """Read an idx file of N images and, if given, one of their N labels.
+
+    Raises:
+        FailureError: if one is not what it should be, or their counts differ.
+    """
+    x = read_idx(images)
+    if x.dtype != np.uint8 or x.ndim != 3:
+        raise FailureError(f"{images} holds {x.dtype} of shape {x.shape}, not uint8 images (N, H, W)")
+    if labels is None:
+        return Images(x[:, None])
+    y = read_idx(labels)
+    if y.ndim != 1 or len(y) != len(x):
+        raise FailureError(f"{labels} holds {y.shape} labels for the {len(x)} images of {images}")
+    names = tuple(str(label) for label in range(int(y.max(initial=0)) + 1))
+    return Images(x[:, None], y.astype(np.int64), names)
+
+
+# --- folders of images ----------------------------------------------------------------------------------------------
+
+
+def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | None) -> Images:
+    """Read every image below ``root``: its own files, or those of its class sub-folders.
+
+    Each image is turned as its EXIF tag says, laid on white where it is transparent, and brought to 8 bits; with
+    ``image_size`` it is scaled to cover (height, width) and cut at the centre.
+
+    Args:
+        root: a folder of images, or of one sub-folder a class.
+        image_size: (height, width); None: all must have the same size.
+        channels: 1 for grey, 3 for colour; None: grey if every image is.
+    Raises:
+        FailureError: if the folder is empty, a file is no image, or the sizes differ.
+        UsageError: if the folder is split into train and test already.
+    """
+    files, classes = _list_images(root)
+    pixels = [_read_image(path, image_size) for path, _ in files]
+    for (path, _), picture in zip(files, pixels, strict=True):
+        if picture.shape[:2] != pixels[0].shape[:2]:
+            sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in (pixels[0], picture)]
+            raise FailureError(
+                f"images differ in size: {files[0][0]} is {sizes[0]}, {path} is {sizes[1]}; "
+                f"give --image-size HEIGHT WIDTH to scale and crop them"
+            )
+    stack = np.stack(pixels)  # (N, H, W, 3)
+    grey = bool((stack == stack[..., :1]).all())
+    if channels == 1 and not grey:
+        stack = np.stack([np.asarray(Image.fromarray(p).convert("L")) for p in stack])[..., None]
+    elif channels == 1 or (channels is None and grey):
+        stack = stack[..., :1]
+    labels = np.array([label for _, label in files], np.int64) if classes else None
+    return Images(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)), labels, classes)
+
+
+def _list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | None]:
+    visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    folders = [path for path in visible if path.is_dir()]
+    if folders and len(folders) < len(visible):
+        stray = next(path for path in visible if not path.is_dir())
+        raise FailureError(f"{root} mixes files ({stray.name}) with sub-folders ({folders[0].name}): use one or other")
+    if {"train", "test"} <= {path.name.lower() for path in folders}:
+        raise UsageError(f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train")
+    if not folders:
+        files, classes = [(path, 0) for path in visible], None
+    else:
+        classes = tuple(folder.name for folder in folders)
+        files = [
+            (path, label)
+            for label, folder in enumerate(folders)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+    if not files:
+        raise FailureError(f"{root} holds no images")
+    return files, classes
+
+
+def _read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """One image as (H, W, 3) uint8."""
+    try:
+        with Image.open(path) as opened:
+            picture = _to_rgb(ImageOps.exif_transpose(opened))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FailureError(f"{path} is not an image that can be read ({error}); remove it or repair it") from error
+    if image_size is not None:
+        picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.uint8)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255 instead of scaling it
+        deep = np.asarray(picture).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"its pixels range from {deep.min()} to {deep.max()}, outside 16 bits")
+        picture = Image.fromarray((deep // 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("RGB")
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Read the arrays of a ``.npy`` (under the name ``x``) or ``.npz`` file; nothing is ever unpickled.
+
+    Raises:
+        FailureError: if the file is damaged or holds Python objects.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise FailureError(f"{path} holds Python objects, which are never unpickled: save a numeric array") from error
+        raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
+
+
+def as_images(
+    array: NDArray[np.generic],
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    value_range: Range = "auto",
+) -> Images:
+    """Turn an array (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D) into ``Images``; ambiguity is an error.
+
+    Integers mean 0..255 and floats 0..1, unless ``value_range`` says otherwise: ``unit`` 0..1, ``byte`` 0..255,
+    ``symmetric`` -1..1. An integer array of only 0 and 1 is binary.
+
+    Raises:
+        FailureError: on NaN, on values outside the range, on objects or on an empty array.
+        UsageError: if the layout cannot be told.
+    """
+    if array.dtype.kind not in "buif":
+        raise FailureError(f"{name} holds {array.dtype}: images are integers in 0..255 or floats in 0..1")
+    if array.size == 0:
+        raise FailureError(f"{name} is empty: its shape is {array.shape}")
+    x = _to_nchw(array, name, image_size, channels)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).sum())
+        raise FailureError(f"{name} holds {bad} values that are NaN or infinite: clean it first")
+    low, high = float(x.min()), float(x.max())
+    binary = value_range in ("auto", "unit") and bool(np.isin(x, (0, 1)).all())
+    if binary:
+        return Images((x != 0).astype(np.uint8) * np.uint8(255), binary=True)
+    if value_range == "auto":
+        value_range = "unit" if x.dtype.kind == "f" else "byte"
+    bottom, top = {"unit": (0, 1), "byte": (0, 255), "symmetric": (-1, 1)}[value_range]
+    if low < bottom or high > top:
+        raise FailureError(
+            f"{name} holds values from {low:g} to {high:g}, outside {bottom}..{top}: say what they mean with "
+            f"--range unit (0..1), byte (0..255) or symmetric (-1..1), or rescale them"
+        )
+    if x.dtype.kind != "f" and value_range == "byte":
+        return Images(x.astype(np.uint8))
+    return Images(((x.astype(np.float32) - bottom) / (top - bottom)).astype(np.float32))
+
+
+def _to_nchw(
+    array: NDArray[np.generic], name: str, image_size: tuple[int, int] | None, channels: int | None
+) -> NDArray[np.generic]:
+    if array.ndim == 2:
+        planes = channels or 1
+        side = math.isqrt(array.shape[1] // planes)
+        height, width = image_size or (side, side)
+        if planes * height * width != array.shape[1]:
+            raise UsageError(
+                f"{name} holds {array.shape[1]} numbers an image, which is not {planes}x{height}x{width}: "
+                f"give --image-size HEIGHT WIDTH (and --channels 3 for colour)"
+            )
+        return array.reshape(-1, planes, height, width)
+    if array.ndim == 3:
+        x = array[:, None]
+    elif array.ndim == 4:
+        wanted = (channels,) if channels else (1, 3)
+        first, last = array.shape[1] in wanted, array.shape[3] in wanted
+        if first == last:
+            what = "could be (N, C, H, W) or (N, H, W, C)" if first else "has no axis of 1 or 3 channels"
+            raise UsageError(f"{name} has shape {array.shape}, which {what}: save it as (N, C, H, W), or give --channels")
+        x = array if first else array.transpose(0, 3, 1, 2)
+    else:
+        raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
+    if image_size is not None and x.shape[2:] != image_size:
+        raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out")
+    return np.ascontiguousarray(x)

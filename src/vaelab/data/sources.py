@@ -1,0 +1,191 @@
+"""Where data come from: a path, ``$VAELAB_DATA``, the user's cache, a download, or the embedded digits.
+
+A source yields one pool of images, or two where its publisher set a test set apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from platformdirs import user_cache_path
+
+from vaelab.data.download import MNIST_SHA256, download
+from vaelab.data.readers import Images, Range, as_images, parse_idx, read_array_file, read_folder, read_idx_pair, unpacked
+from vaelab.errors import FailureError, UsageError, did_you_mean
+
+_IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a path: what the user said of its images, where the files do not."""
+
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    value_range: Range = "auto"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images of a source: those to train on (and to split), and its own test set if it has one."""
+
+    name: str
+    train: Images
+    test: Images | None = None
+    validation_size: int | None = None  # the split that is customary for this data set
+
+
+def find(source: str, reading: Reading) -> Pool:
+    """Load a named data set, a folder, an array file or a folder of idx files.
+
+    Raises:
+        UsageError: if there is no such name or path.
+        FailureError: if the data are there and cannot be read.
+    """
+    if source in NAMED:
+        if reading != Reading():
+            raise UsageError(f"--image-size, --channels and --range describe your own files, not {source}: leave them out")
+        return NAMED[source]()
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UsageError(f"--data {source}: neither a path nor a data set{did_you_mean(source, NAMED)}")
+    if path.is_dir() and (found := _idx_files(path)):
+        return _idx_pool(path.name, found)
+    if path.is_dir():
+        return Pool(path.name, read_folder(path, reading.image_size, reading.channels))
+    if path.suffix in (".npy", ".npz"):
+        return _array_pool(path, reading)
+    raise UsageError(f"--data {source}: give a folder of images, a .npy or .npz file, or a folder of idx files")
+
+
+# --- named data sets ------------------------------------------------------------------------------------------------
+
+
+def mnist() -> Pool:
+    """MNIST (LeCun, Cortes & Burges 1998): 60,000 + 10,000 grey digits of 28 x 28, checked by SHA-256.
+
+    Looked for in ``$VAELAB_DATA/mnist``, then in the user's cache folder, then downloaded into it.
+    """
+    tried: list[str] = []
+    for place in _places("mnist", tried):
+        if found := _idx_files(place):
+            missing = [name for name in _IDX_NAMES if name not in found]
+            if missing:
+                raise FailureError(f"{place} lacks {missing[0]} (or {missing[0]}.gz): complete it or remove the folder")
+            return _checked_mnist(found)
+        tried.append(f"{place} (not there)")
+    cache = _cache("mnist")
+    try:
+        download(cache)
+    except FailureError as error:
+        raise FailureError(
+            f"MNIST could not be had; tried {', '.join(tried)}; {error}. --data digits needs no download"
+        ) from error
+    return _checked_mnist(_idx_files(cache))
+
+
+def digits() -> Pool:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 (Alpaydin & Kaynak 1998), upsampled to 28 x 28. Embedded."""
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    small = np.asarray(bundled.images * (255 / 16), np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
+    return Pool("digits", Images(np.stack(large)[:, None], bundled.target.astype(np.int64), tuple("0123456789")))
+
+
+def freyfaces() -> Pool:
+    """Frey Face: 1,965 grey frames of 28 x 20 of one face (Roweis & Saul 2000)."""
+    tried: list[str] = []
+    for place in _places("freyfaces", tried):
+        path = place / "freyfaces.npy"
+        if path.exists():
+            return Pool("freyfaces", as_images(read_array_file(path)["x"], str(path)))
+        tried.append(f"{path} (not there)")
+    raise FailureError(
+        f"Frey Face could not be found: tried {', '.join(tried)}. It has no public host whose content could be "
+        f"checked: put it there as a uint8 array (1965, 28, 20); --data digits needs no file"
+    )
+
+
+NAMED: dict[str, Callable[[], Pool]] = {"mnist": mnist, "digits": digits, "freyfaces": freyfaces}
+
+
+def _places(name: str, tried: list[str]) -> list[Path]:
+    root = os.environ.get("VAELAB_DATA")
+    if not root:
+        tried.append("$VAELAB_DATA (not set)")
+    return [*([Path(root).expanduser() / name] if root else []), _cache(name)]
+
+
+def _cache(name: str) -> Path:
+    return user_cache_path("vaelab", appauthor=False) / name
+
+
+def _checked_mnist(files: dict[str, Path]) -> Pool:
+    arrays: dict[str, np.ndarray] = {}
+    for name, digest in MNIST_SHA256.items():
+        raw = unpacked(files[name])
+        array = parse_idx(raw, str(files[name]))  # first: a cut file should be called that, not a wrong hash
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise FailureError(f"{files[name]} is not MNIST's (wrong SHA-256): for other idx files give --data FOLDER")
+        arrays[name] = array
+    train_x, train_y, test_x, test_y = (arrays[name] for name in _IDX_NAMES)
+    classes = tuple("0123456789")
+    train = Images(train_x[:, None], train_y.astype(np.int64), classes)
+    return Pool("mnist", train, Images(test_x[:, None], test_y.astype(np.int64), classes), validation_size=5000)
+
+
+# --- files of the user ----------------------------------------------------------------------------------------------
+
+
+def _idx_files(folder: Path) -> dict[str, Path]:
+    places = {name: (folder / name, folder / f"{name}.gz") for name in _IDX_NAMES}
+    return {name: next(p for p in pair if p.exists()) for name, pair in places.items() if any(p.exists() for p in pair)}
+
+
+def _idx_pool(name: str, files: dict[str, Path]) -> Pool:
+    train_x, train_y, test_x, test_y = (files.get(part) for part in _IDX_NAMES)
+    if train_x is None:
+        raise FailureError(f"{next(iter(files.values())).parent} lacks {_IDX_NAMES[0]} (or {_IDX_NAMES[0]}.gz)")
+    test = read_idx_pair(test_x, test_y) if test_x else None
+    return Pool(name, read_idx_pair(train_x, train_y), test)
+
+
+def _array_pool(path: Path, reading: Reading) -> Pool:
+    arrays = read_array_file(path)
+
+    def images(key: str, labels: str) -> Images:
+        read = as_images(
+            arrays[key],
+            f"{path}[{key}]" if path.suffix == ".npz" else str(path),
+            image_size=reading.image_size,
+            channels=reading.channels,
+            value_range=reading.value_range,
+        )
+        return _labelled(read, arrays.get(labels), f"{path}[{labels}]")
+
+    if {"x_train", "x_test"} <= arrays.keys():
+        train, test = images("x_train", "y_train"), images("x_test", "y_test")
+        if train.x.shape[1:] != test.x.shape[1:]:
+            raise FailureError(f"{path}: x_train holds images of {train.x.shape[1:]}, x_test of {test.x.shape[1:]}")
+        return Pool(path.stem, train, test)
+    key = "x" if "x" in arrays else next((k for k in arrays if len(arrays) == 1), None)
+    if key is None:
+        raise UsageError(f"{path} holds {', '.join(sorted(arrays))}: name the images x (and y), or x_train and x_test")
+    return Pool(path.stem, images(key, "y"))
+
+
+def _labelled(images: Images, labels: np.ndarray | None, name: str) -> Images:
+    if labels is None:
+        return images
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images.x) or labels.min() < 0:
+        raise FailureError(f"{name} must be {len(images.x)} whole numbers from 0: it is {labels.dtype} {labels.shape}")
+    classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+    return Images(images.x, labels.astype(np.int64), classes, images.binary)

@@ -1,0 +1,46 @@
+"""Divergences and the numerically careful reductions that bounds are made of.
+
+Shapes: K samples, B batch, L latent layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+
+def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
+    r"""Compute :math:`\log \frac1K \sum_{k=1}^K \exp(\log w_k)` over the first axis without overflow, in nats.
+
+    ``K`` is read from the tensor that is reduced, never passed in: a sum over one number of samples divided by another
+    is how published likelihoods went wrong.
+
+    Raises:
+        ValueError: if ``K == 0``.
+
+    Example:
+        >>> log_mean_exp(torch.full((5, 2), 3.0))
+        tensor([3., 3.])
+    """
+    if log_w.shape[0] == 0:
+        raise ValueError("log_mean_exp needs at least one sample: got K = 0")
+    return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
+
+
+def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
+    r"""Compute :math:`D_{KL}(q \| p) = E_q[\log q - \log p]` in closed form, in nats; None where none is known.
+
+    The closed forms are torch's registered ones, summed over the event dimensions. For a diagonal normal against the
+    standard normal it is :math:`\frac12 \sum_d (\mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2)`.
+
+    Returns:
+        One divergence per element of the batch shape.
+    """
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None

@@ -1,0 +1,28 @@
+"""The two ways in which vaelab says no: a wrong request, and a right one that the world refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """The request itself is wrong (a flag, a name, a value): the command line exits with 2."""
+
+
+class FailureError(RuntimeError):
+    """The request was right and could not be carried out (data, disk, numbers): exits with 1."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, else the list of known names.
+
+    Example:
+        >>> did_you_mean("conv-bta", ["mlp", "conv-beta"])
+        "; did you mean 'conv-beta'?"
+        >>> did_you_mean("resnet", ["mlp", "conv-beta"])
+        '; choose one of conv-beta, mlp'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"

@@ -1,0 +1,105 @@
+"""Measuring a trained model. A number is an ``Estimate``, and never travels without its protocol.
+
+Shapes: N data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaelab.config import Run
+from vaelab.data.datasets import Dataset, Split, unit
+from vaelab.models import VAE
+from vaelab.objectives import elbo_terms
+
+BATCH = 500
+
+
+@final
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over examples, with its standard error.
+
+    Args:
+        value: the mean.
+        stderr: its standard error over the n examples; NaN for n = 1.
+        unit: what it is counted in.
+        n: how many examples.
+        protocol: everything that another number must share to be comparable.
+    """
+
+    value: float
+    stderr: float
+    unit: str
+    n: int
+    protocol: str
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], unit: str, protocol: str) -> Estimate:
+        """The estimate that per-example values give."""
+        n = len(values)
+        stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+        return cls(float(values.mean()), stderr, unit, n, protocol)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.stderr:.2f} {self.unit} (n={self.n:,}, {self.protocol})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_samples: int = 1) -> dict[str, Estimate]:
+    r"""The terms of the ELBO on a split, in nats per example.
+
+    ``distortion`` :math:`-E_q[\log p(x|z)]`, ``rate`` :math:`D_{KL}(q(z|x) \| p(z))`, ``negative_elbo`` their sum, and
+    where :math:`\beta \ne 1` the ``objective`` distortion + beta * rate, which is no bound on anything.
+
+    Args:
+        model: the trained model.
+        run: its configuration, for the objective's weights.
+        data: the data set and its protocol.
+        split: train, validation or test.
+        num_samples: posterior samples per example, over which its distortion is averaged.
+    """
+    images = data.split(split)
+    training = model.training
+    distortion, rate = elbo_terms(model.eval(), images.batches(BATCH), num_samples)
+    model.train(training)
+    protocol = describe(model, data, split, num_samples)
+    values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
+    if run.objective.beta != 1:
+        values["objective"] = distortion + run.objective.beta * rate
+    return {name: Estimate.of(value, "nats", protocol) for name, value in values.items()}
+
+
+def describe(model: VAE, data: Dataset, split: str, num_samples: int = 1) -> str:
+    """The protocol of an ELBO in words, with a warning where it bounds no likelihood."""
+    pixels = {
+        "grey": "binary pixels" if data.binary else "grey pixels",
+        "dynamic": "dynamic binarization (fixed draw)",
+        "static": "static binarization",
+        "threshold": "threshold binarization",
+    }[data.protocol]
+    samples = f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}"
+    caveat = "" if model.is_density(binary_data=data.binary) else ", cross-entropy: not a likelihood"
+    return f"{data.name} {split}, {pixels}, {samples}{caveat}"
+
+
+def grey_floor(split: Split) -> float:
+    r"""The least cross-entropy that any model can reach on grey pixels: the mean of :math:`\sum_i H(x_i)`, in nats.
+
+    A Bernoulli whose mean is the pixel itself still pays the pixel's entropy, so BCE on grey images has a floor above 0
+    (45.53 nats on MNIST's test set) and is no likelihood.
+    """
+    total = 0.0
+    for start in range(0, len(split), BATCH):
+        x = unit(split.x[start : start + BATCH]).double()
+        total += float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum())
+    return total / len(split)

@@ -1,0 +1,153 @@
+"""The run folder: where a run keeps its configuration, history, checkpoints and pictures.
+
+``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all that
+a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` written by ``evaluate``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from vaelab import __version__
+from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
+from vaelab.config import Run, flat, from_json, to_json
+from vaelab.errors import FailureError, UsageError
+
+FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not read what is written
+
+# Settings that a resume may change: they alter the bits of what follows, not what is computed.
+MACHINE_SETTINGS = frozenset({"precision", "device", "threads"})
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run. All writes are atomic."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Claim an empty or new folder.
+
+        Raises:
+            UsageError: if it holds another run, or anything else that could be overwritten.
+        """
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--out {path} is a file: choose another folder")
+        if (path / "config.json").exists():
+            raise UsageError(f"{path} holds a run already: go on with it by --resume, or choose another folder with --out")
+        if path.exists() and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty and holds no run of vaelab: choose another folder with --out")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A folder that holds a run.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if not (path / "config.json").exists():
+            hint = "train one with vaelab train RECIPE --out " + str(path)
+            raise UsageError(f"{path} holds no run (no config.json): {hint}")
+        return cls(path)
+
+    # configuration
+
+    def write_config(self, run: Run, data: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+        """Write ``config.json``: the run, what its data are, and what ``auto`` was resolved to."""
+        content = {"format": FORMAT, "vaelab": __version__, "run": to_json(run), "data": data, "resolved": resolved}
+        write_json(self.path / "config.json", content)
+
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``.
+
+        Raises:
+            FailureError: if it is damaged or was written by a newer vaelab.
+        """
+        content = read_json(self.path / "config.json")
+        if content.get("format") != FORMAT:
+            raise FailureError(
+                f"{self.path} was written in format {content.get('format')} by vaelab {content.get('vaelab')}; "
+                f"vaelab {__version__} reads format {FORMAT}"
+            )
+        if not {"run", "data", "resolved"} <= content.keys():
+            raise FailureError(f"{self.path / 'config.json'} is incomplete")
+        return content
+
+    @property
+    def run(self) -> Run:
+        """The run's configuration."""
+        return from_json(self.config()["run"])
+
+    def reconcile(self, run: Run) -> Run:
+        """The run to go on with, given one that was asked for: the folder's own, but for what may change.
+
+        Raises:
+            UsageError: naming the first setting that differs and both its values.
+        """
+        ours, theirs = flat(self.run), flat(run)
+        if run.recipe != self.run.recipe:
+            raise UsageError(f"{self.path} holds a run of {self.run.recipe}, not of {run.recipe}")
+        if ours.keys() != theirs.keys():
+            name = sorted(ours.keys() ^ theirs.keys())[0]
+            raise UsageError(f"{self.path} was trained with other parts (they differ in {name}): leave the flag out")
+        for name, leaf in theirs.items():
+            kept = ours[name].value
+            if leaf.value == kept or name in MACHINE_SETTINGS or _may_extend(name, kept, leaf.value, run):
+                continue
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {leaf.value} differs from the {kept} of the run in {self.path}: leave it out{_why(name)}")
+        return run
+
+    # history
+
+    def history(self) -> list[dict[str, Any]]:
+        """One record an epoch."""
+        return read_lines(self.path / "history.jsonl")
+
+    def append_history(self, record: Mapping[str, Any]) -> None:
+        """Add one epoch's record."""
+        append_line(self.path / "history.jsonl", record)
+
+    def cut_history(self, step: int) -> None:
+        """Drop the records of steps that a resume will take again."""
+        kept = [record for record in self.history() if record["step"] <= step]
+        write_bytes(self.path / "history.jsonl", "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    # weights
+
+    def save_last(self, state: Mapping[str, Any]) -> None:
+        """Write ``last.pt``."""
+        save_tensors(self.path / "last.pt", {"format": FORMAT, **state})
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The content of ``last.pt``; None if the run was stopped before its first checkpoint."""
+        if not (self.path / "last.pt").exists():
+            return None
+        state = load_tensors(self.path / "last.pt")
+        if state.get("format") != FORMAT:
+            raise FailureError(f"{self.path / 'last.pt'} is of another format than {FORMAT}")
+        return state
+
+    def save_best(self, weights: Mapping[str, Any]) -> None:
+        """Write ``best_model.pth``."""
+        save_tensors(self.path / "best_model.pth", weights)
+
+    def load_best(self) -> dict[str, Any]:
+        """The weights of ``best_model.pth``."""
+        return load_tensors(self.path / "best_model.pth")
+
+
+def _may_extend(name: str, kept: Any, wanted: Any, run: Run) -> bool:
+    return name == "epochs" and wanted > kept and run.schedule.word in ("constant", "plateau")
+
+
+def _why(name: str) -> str:
+    """Why a longer run cannot be had by a resume, where one might expect it."""
+    return " (the schedule is spread over the epochs, so more of them would be another run)" if name == "epochs" else ""

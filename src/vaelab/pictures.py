@@ -1,0 +1,191 @@
+"""The files that a run draws into its folder: which figure, of what, under which name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from vaelab import figures
+from vaelab.checkpoint import write_bytes
+from vaelab.config import Run
+from vaelab.data.datasets import Dataset
+from vaelab.errors import UsageError
+from vaelab.models import VAE
+from vaelab.train import Epoch
+
+PI = "314159265358979"  # 15 digits: long enough to feel like pi, short enough to watch
+GIF_SIDE = 196
+FRAMES_PER_SECOND = 25
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture is drawn from. Pictures look at the validation split: the test set is not for looking at."""
+
+    run: Run
+    model: VAE
+    data: Dataset
+    history: list[dict[str, Any]]
+    epoch: int
+
+    def title(self, what: str) -> str:
+        """A title that says what is shown, of which run, and when."""
+        return f"{what}\n{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
+
+
+def draw_each_epoch(epoch: Epoch) -> None:
+    """Draw the pictures that are due after this epoch (an ``on_epoch_end`` function of ``fit``)."""
+    if epoch.folder is None:
+        return
+    due = [p for p in epoch.run.pictures if p.every is not None and epoch.number % p.every == 0]
+    _draw(due, Scene(epoch.run, epoch.model, epoch.data, epoch.history, epoch.number), epoch.folder)
+
+
+def draw_at_end(run: Run, model: VAE, data: Dataset, history: list[dict[str, Any]], folder: Path) -> None:
+    """Draw the pictures of a finished run, from its best model; those with an epoch in their name, of its last epoch."""
+    last = history[-1]["epoch"] if history else 0
+    scene = Scene(run, model, data, history, last)
+    _draw([p for p in run.pictures if p.every is None or last % p.every], scene, folder)
+
+
+def _draw(pictures: list[Any], scene: Scene, folder: Path) -> None:
+    for picture in pictures:
+        if picture.draw not in DRAW:
+            raise UsageError(f"no picture {picture.draw!r}: choose one of {', '.join(DRAW)}")
+        if scene.data.validation.y is None and picture.draw.startswith("animation"):
+            continue  # nothing to walk between: the images have no classes
+        write_bytes(folder / picture.file.format(epoch=scene.epoch), DRAW[picture.draw](scene))
+
+
+def _samples(scene: Scene) -> bytes:
+    return png(figures.samples(scene.model, title=scene.title("Samples: z from the prior")))
+
+
+def _reconstructions(scene: Scene) -> bytes:
+    x = _first_of_each_class(scene.data, 30)
+    return png(figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions")))
+
+
+def _first_of_each_class(data: Dataset, count: int) -> Tensor:
+    """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
+    split = data.validation
+    count = min(count, len(split))
+    rows = torch.arange(count)
+    if split.y is not None:
+        labels = split.y.cpu().numpy()
+        rank = np.zeros(len(labels), np.int64)
+        for label in np.unique(labels):
+            rank[labels == label] = np.arange((labels == label).sum())
+        rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
+    return split.rows(rows.to(split.x.device)).x
+
+
+def _latent(scene: Scene) -> bytes:
+    split = scene.data.validation
+    codes = figures.encode(scene.model, split.rows(slice(None)).x)
+    labels = None if split.y is None else split.y.cpu().numpy()
+    what = "Posterior means of the validation images"
+    return png(figures.latent_map(codes, labels, scene.data.classes, title=scene.title(what)))
+
+
+def _manifold(scene: Scene) -> bytes:
+    what = "Learned manifold: a grid of equal prior probability, decoded"
+    return png(figures.manifold(scene.model, title=scene.title(what)))
+
+
+def _loss_curve(scene: Scene) -> bytes:
+    return png(figures.loss_curve(scene.history, title=f"{scene.run.recipe} on {scene.data.name}"))
+
+
+def _training_history(scene: Scene) -> bytes:
+    return png(figures.training_history(scene.history, title=f"{scene.run.recipe} on {scene.data.name}"))
+
+
+def _animation(digits: str) -> Callable[[Scene], bytes]:
+    return lambda scene: animation(scene.model, scene.data, digits)
+
+
+DRAW: dict[str, Callable[[Scene], bytes]] = {
+    "samples": _samples,
+    "reconstructions": _reconstructions,
+    "latent": _latent,
+    "manifold": _manifold,
+    "loss_curve": _loss_curve,
+    "training_history": _training_history,
+    "animation_1_to_9": _animation("19"),
+    "animation_pi": _animation(PI),
+}
+
+
+# --- animation ------------------------------------------------------------------------------------------------------
+
+
+def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 20, hold: int = 8) -> bytes:
+    """A looping GIF that moves through the codes of real validation images, in the order of ``digits``.
+
+    Each digit is one image's code (the most typical of its class); a digit that comes again is another image of its
+    class, so that the walk does not stand still.
+
+    Args:
+        model: the model.
+        data: a data set with classes.
+        digits: class names of one character each.
+        frames: frames from one digit to the next.
+        hold: frames of rest on each digit.
+
+    Raises:
+        UsageError: if the data have no classes or not these.
+    """
+    split = data.validation
+    if split.y is None or not data.classes:
+        raise UsageError(f"{data.name} has no classes: an animation moves between classes of images")
+    unknown = [digit for digit in digits if digit not in data.classes]
+    if unknown or len(digits) < 2:
+        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
+        raise UsageError(f"--digits {digits}: {wrong}; give two or more of {', '.join(data.classes)}")
+    codes = figures.encode(model, split.rows(slice(None)).x)
+    labels = split.y.cpu().numpy()
+    seen: dict[str, int] = {}
+    path: list[Any] = []
+    for digit in digits:
+        of_class = codes[labels == data.classes.index(digit)]
+        if len(of_class) == 0:
+            raise UsageError(f"--digits {digits}: the validation split has no image of class {digit!r}")
+        nearest = ((of_class - of_class.mean(0)) ** 2).sum(1).argsort()
+        path.append(of_class[nearest[seen.get(digit, 0) % len(nearest)]])
+        seen[digit] = seen.get(digit, 0) + 1
+    return gif(figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold))
+
+
+# --- encoding -------------------------------------------------------------------------------------------------------
+
+
+def png(figure: Figure, dpi: int = 144) -> bytes:
+    """Encode a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def gif(frames: Tensor) -> bytes:
+    """Encode frames (F, C, H, W) in [0, 1] as a GIF that loops forever, enlarged so that it can be looked at."""
+    height, width = frames.shape[2:]
+    scale = max(1, round(GIF_SIDE / max(height, width)))
+    pixels = (frames.clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    images = [
+        Image.fromarray(p[..., 0] if p.shape[2] == 1 else p).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        for p in pixels
+    ]
+    buffer = io.BytesIO()
+    duration = 1000 // FRAMES_PER_SECOND
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False)
+    return buffer.getvalue()

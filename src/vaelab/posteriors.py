@@ -1,0 +1,89 @@
+"""Approximate posteriors q(z|x): from an encoder's features to a distribution over the latents.
+
+Shapes: K samples, B batch, F features, D latent dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from vaelab import specs
+from vaelab.runtime import Noise
+
+LogDensity = Callable[[], Tensor]  # computes (K, B) when it is called: many objectives never ask for it
+
+
+class Posterior(Protocol):
+    """A distribution that can be sampled from given noise, and that knows its density at what it sampled."""
+
+    def rsample_and_log_prob(
+        self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
+    ) -> tuple[Tensor, LogDensity | None]:
+        """Draw ``(*shape, B, D)`` differentiably, with the log-density of the draw in nats.
+
+        Args:
+            shape: sample shape; ``(K,)`` for K samples per example.
+            noise: where the randomness comes from (stream ``"z"``).
+            stop: take the log-density with the distribution's parameters held constant, so that its gradient flows
+                through the sample alone (sticking the landing).
+        Returns:
+            The sample, and a function that computes its log-density ``(*shape, B)``; None where there is no density.
+        """
+        ...
+
+
+@final
+class NormalPosterior(Independent):
+    r"""A diagonal normal over D latents: :math:`q(z|x) = \prod_d N(z_d; \mu_d, \sigma_d^2)`.
+
+    A ``torch.distributions.Distribution`` with batch shape (B,) and event shape (D,), so ``mean``, ``rsample((50,))``,
+    ``log_prob`` and ``kl_divergence`` work as everywhere in torch.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+    def rsample_and_log_prob(
+        self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
+    ) -> tuple[Tensor, LogDensity]:
+        r"""Reparameterise: :math:`z = \mu + \sigma \odot \epsilon`, :math:`\epsilon \sim N(0, I)` from ``noise``.
+
+        Reference:
+            Kingma & Welling (2014), Auto-Encoding Variational Bayes, section 2.4. https://arxiv.org/abs/1312.6114
+        """
+        loc, scale = self.base_dist.loc, self.base_dist.scale
+        # The batch leads in noise (a process gets its rows), the samples lead in z.
+        count = math.prod(shape)
+        eps = noise.normal("z", (loc.shape[0], count, *loc.shape[1:])).transpose(0, 1)
+        z = loc + scale * eps.reshape(*shape, *loc.shape)
+        held = NormalPosterior(loc.detach(), scale.detach()) if stop else self
+        return z, lambda: held.log_prob(z)
+
+
+@final
+class DiagonalNormal(nn.Module):
+    r"""Head of an encoder: two linear maps of the features give :math:`\mu` and :math:`\log \sigma`.
+
+    Args:
+        spec: the configuration.
+        in_features: F.
+    """
+
+    def __init__(self, spec: specs.DiagonalNormal, in_features: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.latent_dim = spec.latent_dim
+        self.loc_and_log_scale = nn.Linear(in_features, 2 * spec.latent_dim)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> NormalPosterior:
+        """The posterior of each example."""
+        # fp32 from here on: under bf16 the difference of two near scales, and so the KL, would be lost.
+        loc, log_scale = self.loc_and_log_scale(features).float().chunk(2, dim=-1)
+        return NormalPosterior(loc, torch.exp(log_scale))

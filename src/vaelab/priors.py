@@ -1,0 +1,35 @@
+"""Priors p(z). One distribution both scores and samples: what is drawn is what was trained against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from vaelab import specs
+
+
+@final
+class StandardNormal(nn.Module):
+    """p(z) = N(0, I) over D latents.
+
+    Args:
+        spec: the configuration (it has no fields).
+        latent_dim: D.
+    """
+
+    zeros: Tensor
+    ones: Tensor
+
+    def __init__(self, spec: specs.StandardNormal, latent_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("ones", torch.ones(latent_dim), persistent=False)
+
+    def forward(self, encode: Callable[[Tensor], Distribution] | None = None) -> Distribution:
+        """The distribution, of event shape (D,). ``encode`` is for priors that are made of posteriors; unused here."""
+        return Independent(Normal(self.zeros, self.ones, validate_args=False), 1, validate_args=False)

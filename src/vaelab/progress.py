@@ -1,0 +1,64 @@
+"""What a person sees while a run trains: a live line in a terminal, nothing in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_FIELDS = ("loss", "distortion", "rate", "lr", "images")
+
+
+@final
+class Display:
+    """A progress bar over all steps, with loss, distortion, rate (nats per image), learning rate and images/s.
+
+    ``due()`` is true a few times a second: reading a number from a GPU makes it wait, so nobody asks more often.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        texts = (
+            "[bold]{task.description}",
+            "loss {task.fields[loss]}",
+            "distortion {task.fields[distortion]}",
+            "rate {task.fields[rate]}",
+            "lr {task.fields[lr]}",
+            "{task.fields[images]} images/s",
+        )
+        columns = [TextColumn(texts[0]), BarColumn(bar_width=20), *map(TextColumn, texts[1:]), TimeRemainingColumn()]
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._progress.add_task("", total=None, **dict.fromkeys(_FIELDS, "-"))
+        self._shown = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def due(self) -> bool:
+        """Whether it is time to show something again."""
+        return not self._progress.disable and time.monotonic() - self._shown > 0.3
+
+    def show(
+        self, epoch: int, epochs: int, step: int, total: int, terms: Mapping[str, float], images_per_second: float
+    ) -> None:
+        """Show where the run is."""
+        self._shown = time.monotonic()
+        self._progress.update(
+            self._task,
+            description=f"epoch {epoch}/{epochs}",
+            completed=step,
+            total=total,
+            loss=f"{terms['loss']:.2f}",
+            distortion=f"{terms['distortion']:.2f}",
+            rate=f"{terms['rate']:.2f}",
+            lr=f"{terms['learning_rate']:.2g}",
+            images=f"{images_per_second:,.0f}",
+        )

@@ -1,0 +1,156 @@
+"""Recipes: the configurations that vaelab reproduces, as functions that return a ``Run``. Imports no torch.
+
+Each names its source and what the source publishes. A recipe is started with ``vaelab train NAME``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vaelab import specs
+from vaelab.config import Augment, Data, Picture, Run, Training
+from vaelab.errors import UsageError, did_you_mean
+from vaelab.objectives import ELBO
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named configuration and what is known about it.
+
+    Args:
+        make: returns the run.
+        title: one line that says what it is.
+        source: the description that it implements.
+        published: the source's numbers on MNIST's test set in nats per image, by name; empty if it gives none.
+        cost: what full length takes on two CPU cores, as measured.
+    """
+
+    make: Callable[[], Run]
+    title: str
+    source: str
+    published: dict[str, float]
+    cost: str
+
+
+def mlp() -> Run:
+    """784-512-(loc, scale)-512-784: the smallest VAE that works, and the one to start reading with."""
+    return Run(
+        recipe="mlp",
+        encoder=specs.MLPEncoder((512,)),
+        posterior=specs.DiagonalNormal(20),
+        decoder=specs.MLPDecoder((512,)),
+        training=Training(epochs=30, batch_size=128),
+        pictures=(
+            Picture("latent", "latent_space.png"),
+            Picture("samples", "samples.png"),
+            Picture("reconstructions", "reconstructions.png"),
+            Picture("loss_curve", "loss_curve.png"),
+        ),
+    )
+
+
+def mlp_2d() -> Run:
+    """Two fully connected layers each way and two latent dimensions, so that the latent space can be looked at."""
+    return Run(
+        recipe="mlp-2d",
+        encoder=specs.MLPEncoder((512, 256)),
+        posterior=specs.DiagonalNormal(2),
+        decoder=specs.MLPDecoder((256, 512)),
+        training=Training(epochs=20, batch_size=128),
+        schedule=specs.Constant(1e-3),
+        pictures=(
+            Picture("loss_curve", "loss_curve.png"),
+            Picture("reconstructions", "recon_epoch_{epoch}.png", every=1),
+            Picture("samples", "samples.png"),
+            Picture("latent", "latent_2d.png"),
+        ),
+    )
+
+
+def conv_2d() -> Run:
+    """A convolutional VAE with a two-dimensional bottleneck: the learned manifold of *Auto-Encoding Variational Bayes*."""
+    return Run(
+        recipe="conv-2d",
+        encoder=specs.ConvEncoder((32, 64), hidden_dims=(256,)),
+        posterior=specs.DiagonalNormal(2),
+        decoder=specs.ConvDecoder((64, 32), hidden_dims=(256,)),
+        training=Training(epochs=30, batch_size=128),
+        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
+        pictures=(
+            Picture("manifold", "manifold.png"),
+            Picture("samples", "samples.png"),
+            Picture("latent", "latent_2d.png"),
+            Picture("reconstructions", "reconstructions.png"),
+            Picture("loss_curve", "loss_curve.png"),
+        ),
+    )
+
+
+def conv_warmup() -> Run:
+    """A convolutional VAE with KL warm-up, ReduceLROnPlateau and early stopping, and animations through its latents."""
+    return Run(
+        recipe="conv-warmup",
+        encoder=specs.ConvEncoder((32, 64), hidden_dims=(256,)),
+        posterior=specs.DiagonalNormal(16),
+        decoder=specs.ConvDecoder((64, 32), hidden_dims=(256,)),
+        objective=ELBO(beta=1.0, kl_warmup_epochs=5),
+        schedule=specs.Plateau(1e-3, lr_factor=0.5, lr_patience=2, min_lr=1e-5),
+        training=Training(epochs=40, batch_size=128, patience=6),
+        pictures=(
+            Picture("animation_1_to_9", "anim_1_to_9.gif"),
+            Picture("animation_pi", "anim_pi_digits.gif"),
+            Picture("samples", "samples.png"),
+            Picture("reconstructions", "reconstructions.png"),
+            Picture("training_history", "training_history.png"),
+        ),
+    )
+
+
+def conv_beta() -> Run:
+    """A convolutional beta-VAE with batch norm, dropout, augmentation, KL annealing and warm-up + cosine."""
+    return Run(
+        recipe="conv-beta",
+        encoder=specs.ConvEncoder((32, 64, 128), batch_norm=True, dropout=0.05),
+        posterior=specs.DiagonalNormal(32),
+        decoder=specs.ConvDecoder((128, 64, 32), batch_norm=True),
+        objective=ELBO(beta=0.8, kl_warmup_epochs=20),
+        optimizer=specs.AdamW(weight_decay=1e-5),
+        schedule=specs.WarmupCosine(base_lr=1e-4, max_lr=3e-4, warmup_epochs=10),
+        augment=Augment(rotate=5.0, shift=1.0, augment_prob=0.1),
+        training=Training(epochs=120, batch_size=256, clip_norm=1.0),
+        pictures=(
+            Picture("samples", "samples_epoch_{epoch}.png", every=10),
+            Picture("reconstructions", "recon_epoch_{epoch}.png", every=10),
+            Picture("training_history", "training_history.png", every=10),
+            Picture("latent", "latent_space.png"),
+        ),
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "conv-warmup": Recipe(
+        conv_warmup, "conv VAE, KL warm-up, plateau schedule, early stopping, animations", "000_577eaa41b4d2401e.txt", {}, ""
+    ),
+    "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, ""),
+    "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, ""),
+    "conv-2d": Recipe(conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, ""),
+    "conv-beta": Recipe(
+        conv_beta,
+        "conv beta-VAE, batch norm, dropout, annealing, augmentation",
+        "004_b017f747db271a51.txt",
+        {"distortion": 71.16, "rate": 29.79, "objective": 95.00},
+        "",
+    ),
+}
+
+
+def recipe(name: str) -> Run:
+    """The run of the recipe of this name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"no recipe {name!r}{did_you_mean(name, RECIPES)}")
+    return RECIPES[name].make()

@@ -1,0 +1,224 @@
+"""Devices, precision, and randomness as a function of (seed, stream, step).
+
+No random number of a training run comes from hidden state. Each is drawn from a generator that is seeded by what the
+number is for, so a resumed run needs only its weights, its optimizer and its step, and any step can be replayed alone.
+
+Shapes: B batch (the first axis of everything drawn here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaelab.errors import UsageError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def _derived_seed(*key: int | str) -> int:
+    """Hash a key of integers and names into 64 bits (``SeedSequence``: close keys give unrelated seeds)."""
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator on ``device`` whose numbers depend on ``key`` alone."""
+    return torch.Generator(device).manual_seed(_derived_seed(*key))
+
+
+class Noise(Protocol):
+    """Where every random number of training and evaluation comes from.
+
+    ``stream`` names what the numbers are for (``"z"``, ``"binarize"``, ...): two streams are independent, and the same
+    stream asked twice at one step gives the same numbers. The first axis of ``shape`` is the batch.
+    """
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of this shape."""
+        ...
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) of this shape."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one training step, drawn for the global batch and sliced for this process.
+
+    With ``world`` processes each asks for its own B rows; the draw is of ``world * B`` rows, of which it gets the
+    ``rank``-th block: one process and N processes see the same numbers.
+
+    Args:
+        seed: the run's seed.
+        step: the training step, counted from 0.
+        device: where the numbers are drawn. Another kind of device draws other numbers of the same distribution.
+        rank: this process.
+        world: the number of processes.
+    """
+
+    seed: int
+    step: int
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world: int = 1
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers; this rank's rows of the global draw."""
+        rows = torch.randn(self._global(shape), generator=self._generator(stream), device=self.device)
+        return self._slice(rows, shape[0])
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1); this rank's rows of the global draw."""
+        rows = torch.rand(self._global(shape), generator=self._generator(stream), device=self.device)
+        return self._slice(rows, shape[0])
+
+    def _generator(self, stream: str) -> torch.Generator:
+        return generator(self.seed, stream, self.step, device=self.device)
+
+    def _global(self, shape: Sequence[int]) -> list[int]:
+        return [shape[0] * self.world, *shape[1:]]
+
+    def _slice(self, rows: Tensor, size: int) -> Tensor:
+        return rows if self.world == 1 else rows[self.rank * size : (self.rank + 1) * size]
+
+
+@final
+@dataclass(frozen=True)
+class RowNoise:
+    """Noise that belongs to the rows of a data set, not to the batches that it is read in.
+
+    Row ``i`` gets the same numbers whatever the batch size, so an evaluation does not depend on how it was cut.
+
+    Args:
+        seed: a constant of the protocol (never the run's seed).
+        first_row: the index in the data set of the batch's first row.
+        device: where the numbers are drawn.
+    """
+
+    seed: int
+    first_row: int = 0
+    device: torch.device | str = "cpu"
+    # Rows are drawn in blocks, because seeding a generator for every single row would cost more than drawing from it.
+    block: int = 256
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of these rows."""
+        return self._rows(torch.randn, stream, shape)
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) of these rows."""
+        return self._rows(torch.rand, stream, shape)
+
+    def _rows(self, draw: _Draw, stream: str, shape: Sequence[int]) -> Tensor:
+        start, stop = self.first_row, self.first_row + shape[0]
+        first_block = start // self.block
+        blocks = [
+            draw(
+                [self.block, *shape[1:]],
+                generator=generator(self.seed, stream, index, device=self.device),
+                device=self.device,
+            )
+            for index in range(first_block, -(-stop // self.block))
+        ]
+        offset = start - first_block * self.block
+        return torch.cat(blocks)[offset : offset + shape[0]]
+
+
+class _Draw(Protocol):
+    def __call__(self, size: Sequence[int], *, generator: torch.Generator, device: torch.device | str) -> Tensor: ...
+
+
+def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order in which an epoch visits the data: a permutation that depends on (seed, epoch) alone."""
+    return torch.randperm(size, generator=generator(seed, "order", epoch)).to(device)
+
+
+def reseed_dropout(seed: int, step: int, rank: int = 0) -> None:
+    """Reseed torch's global generator for one step: dropout takes its masks from there and accepts no other."""
+    torch.manual_seed(_derived_seed(seed, "dropout", step, rank))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
+
+    Raises:
+        UsageError: if the name is unknown or the device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here ({reason}); --device auto takes what there is") from error
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 here: a GPU with bf16, or an x86 CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and "amx_bf16" in _cpu_flags()
+
+
+def resolve_precision(requested: Precision, device: torch.device, bf16_gap: float | None) -> Literal["fp32", "bf16"]:
+    """Choose the arithmetic of matrix products and convolutions; sums, losses and weights stay in fp32.
+
+    ``auto`` takes bf16 where the device is fast at it and the recipe's committed results show that bf16 changes the
+    test objective by less than 0.3 nats; else fp32.
+
+    Args:
+        requested: what the user asked for.
+        device: the computing device.
+        bf16_gap: |bf16 - fp32| of the recipe's test objective in nats, as measured; None if never measured.
+    """
+    if requested != "auto":
+        return requested
+    proven = bf16_gap is not None and abs(bf16_gap) < 0.3
+    return "bf16" if proven and has_fast_bf16(device) else "fp32"
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Compute with ``count`` CPU threads inside the block (None: leave as is), then restore what was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(device: torch.device) -> str:
+    """Name the processor that computes, for the records: its model and, for a CPU, torch's thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _cpu_flags() -> set[str]:
+    lines = (line for line in _cpu_info().splitlines() if line.startswith("flags"))
+    return set(next(lines, "").split())
+
+
+def _cpu_name() -> str:
+    lines = (line.partition(":")[2].strip() for line in _cpu_info().splitlines() if line.startswith("model name"))
+    return next(lines, platform.processor() or platform.machine())
