@@ -127,6 +127,10 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab.progress import Display
     from vaelab.train import InterruptedRun, fit, load_data
 
+    if resume:
+        run = RunFolder.open(folder).reconcile(run)
+    else:
+        RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
     data = load_data(run)
     say = logging.getLogger("vaelab").info
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, final
+from typing import Literal, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(_derived_seed(*key))
 
 
+@runtime_checkable
 class Noise(Protocol):
     """Where every random number of training and evaluation comes from.
 

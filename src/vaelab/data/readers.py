@@ -72,9 +72,11 @@ def parse_idx(raw: bytes, name: str) -> NDArray[np.generic]:
         raise FailureError(f"{name} is not an idx file: its magic number is 0x{raw[:4].hex()}")
     dtype, ndim = np.dtype(_IDX_DTYPES[raw[2]]), raw[3]
     header = 4 + 4 * ndim
+    if len(raw) < header:
+        raise FailureError(f"{name} is cut short: {len(raw)} bytes, its header alone has {header}; fetch it again")
     shape = tuple(int(side) for side in np.frombuffer(raw[4:header], ">u4"))
     expected = header + math.prod(shape) * dtype.itemsize
-    if len(shape) != ndim or len(raw) != expected:
+    if len(raw) != expected:
         state = "cut short" if len(raw) < expected else "too long"
         raise FailureError(f"{name} is {state}: {len(raw)} bytes, its header says {expected}; fetch it again")
     return np.frombuffer(raw, dtype, offset=header).reshape(shape).astype(dtype.newbyteorder("="))
@@ -191,11 +193,9 @@ def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
         FailureError: if the file is damaged or holds Python objects.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise FailureError(f"{path} holds Python objects, which are never unpickled: save a numeric array") from error

@@ -1,0 +1,44 @@
+# Every target sets itself up: a virtual environment in .venv with the pinned requirements and this package, editable.
+#
+#   make demo    train a VAE on embedded digits and draw its pictures (no download beyond pip)
+#   make test    the test suite
+#   make lint    ruff and pyright
+#   make docs    the documentation as a web site in site/
+#   make bench   training throughput against a peer, in one run
+#
+# PYTHON=python3.12      the interpreter to build the environment from
+# TORCH_INDEX=URL        where torch is taken from (default: PyTorch's CPU wheels on Linux without an NVIDIA GPU)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint docs bench clean
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt pyproject.toml tools/setup.sh
+	@sh tools/setup.sh "$(PYTHON)" "$(VENV)" "$(TORCH_INDEX)"
+
+demo: $(VENV)/.ready
+	@sh tools/demo.sh "$(BIN)"
+
+test: $(VENV)/.ready
+	@echo "== pytest: the whole suite, warnings are errors"
+	@$(BIN)/python -m pytest -q --durations=5
+
+lint: $(VENV)/.ready
+	@echo "== ruff: style and common mistakes"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "== pyright: types"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.ready
+	@echo "== mkdocs: docs/ into site/"
+	@$(BIN)/mkdocs build --strict --quiet && echo "open site/index.html"
+
+bench: $(VENV)/.ready
+	@echo "== throughput of training, ours and pythae's in one run (pythae gets an environment of its own in .bench)"
+	@$(BIN)/python benchmarks/train_throughput.py
+
+clean:
+	rm -rf $(VENV) .bench site

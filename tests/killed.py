@@ -1,0 +1,46 @@
+"""Run ``vaelab`` and die by SIGKILL: ``killed.py WHERE ARGUMENTS...``.
+
+WHERE is ``step:N`` (in the middle of step N, gradients taken and weights not stepped) or ``write:N`` (in the N-th write
+of ``last.pt``, the temporary file written and not renamed).
+"""
+
+import os
+import signal
+import sys
+
+from vaelab import checkpoint, train
+from vaelab.cli import main
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_step(number):
+    original = train.Trainer._descend
+
+    def descend(self, group, loss):
+        if self.step == number:
+            loss.backward()
+            die()
+        return original(self, group, loss)
+
+    train.Trainer._descend = descend
+
+
+def kill_in_write(number):
+    original, seen = os.replace, [0]
+
+    def replace(source, target):
+        if str(target).endswith("last.pt"):
+            seen[0] += 1
+            if seen[0] == number:
+                die()
+        original(source, target)
+
+    checkpoint.os.replace = replace
+
+
+where, count = sys.argv[1].split(":")
+{"step": kill_in_step, "write": kill_in_write}[where](int(count))
+sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,187 @@
+"""One contract for all parts: a new network, posterior, prior or likelihood is one more line in a list here."""
+
+import copy
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from vaelab import specs
+from vaelab.models import VAE, Batch
+from vaelab.objectives import ELBO
+from vaelab.runtime import StepNoise
+from vaelab.specs import Shape
+
+NETWORKS = [
+    (specs.MLPEncoder((16,)), specs.MLPDecoder((16,))),
+    (specs.MLPEncoder((16, 8), "tanh"), specs.MLPDecoder((8, 16), "silu")),
+    (specs.ConvEncoder((4, 8)), specs.ConvDecoder((8, 4))),
+    (specs.ConvEncoder((4, 6, 8), (10,), batch_norm=True, dropout=0.2), specs.ConvDecoder((8, 6, 4), (10,), batch_norm=True)),
+    (specs.ConvEncoder((4,), (), activation="gelu"), specs.ConvDecoder((4, 4))),
+]  # fmt: skip
+POSTERIORS = [specs.DiagonalNormal(3)]
+PRIORS = [specs.StandardNormal()]
+LIKELIHOODS = [specs.Bernoulli(), specs.Gaussian(), specs.Gaussian(0.2, learn_sigma=False)]
+SHAPES: list[Shape] = [(1, 28, 28), (3, 33, 47), (1, 8, 8), (3, 28, 20), (1, 9, 31)]
+OBJECTIVES = [ELBO(), ELBO(beta=0.3, kl_warmup_epochs=2)]
+
+MODELS = [
+    *[(e, POSTERIORS[0], PRIORS[0], d, LIKELIHOODS[0], shape) for e, d in NETWORKS for shape in SHAPES],
+    *[(*NETWORKS[0][:1], q, PRIORS[0], NETWORKS[0][1], LIKELIHOODS[0], SHAPES[0]) for q in POSTERIORS],
+    *[(*NETWORKS[0][:1], POSTERIORS[0], p, NETWORKS[0][1], LIKELIHOODS[0], SHAPES[0]) for p in PRIORS],
+    *[(*NETWORKS[2][:1], POSTERIORS[0], PRIORS[0], NETWORKS[2][1], px, shape) for px in LIKELIHOODS for shape in SHAPES],
+]  # fmt: skip
+
+
+def make(parts) -> VAE:
+    torch.manual_seed(0)
+    return VAE(*parts)
+
+
+def images(shape: Shape, count: int = 5) -> torch.Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("parts", MODELS, ids=lambda p: f"{p[0].word}-{p[4].word}-{p[5]}")
+def test_a_draw_has_the_shapes_of_the_contract(parts):
+    model, shape = make(parts), parts[5]
+    draw = model.draw(images(shape), num_samples=4, noise=StepNoise(0, 0))
+    assert draw.z[0].shape == (4, 5, 3)
+    assert draw.log_px.shape == draw.log_pz.shape == draw.log_qz.shape == draw.log_w.shape == (4, 5)
+    assert draw.kl.shape == (1, 5)
+    assert draw.penalty.shape == (5,)
+    assert model.likelihood(draw.z[0]).mean.shape == (4, 5, *shape), "the decoder returns exactly H x W"
+    assert model.prior().sample((2,)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("parts", MODELS, ids=lambda p: f"{p[0].word}-{p[4].word}-{p[5]}")
+def test_gradients_reach_every_parameter(parts, objective):
+    model = make(parts)
+    networks = objective.networks(model)
+    for _, loss in objective.at(1.0).losses(model, networks, Batch(images(parts[5])), StepNoise(0, 0)):
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("parts", MODELS, ids=lambda p: f"{p[0].word}-{p[4].word}-{p[5]}")
+def test_weights_survive_a_round_trip(parts, tmp_path):
+    model = make(parts).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    other = VAE(*parts).eval()
+    other.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
+    x = images(parts[5])
+    torch.testing.assert_close(model.posterior(x).mean, other.posterior(x).mean, rtol=0, atol=0)
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(model.likelihood(z).mean, other.likelihood(z).mean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", MODELS[:8], ids=lambda p: f"{p[0].word}-{p[5]}")
+def test_sampling_in_chunks_never_changes_a_number(parts):
+    model = make(parts).eval()
+    z = torch.randn(4, 5, 3)
+    whole = model.likelihood(z).mean
+    parts_ = torch.stack([model.likelihood(row).mean for row in z])
+    torch.testing.assert_close(whole, parts_, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+def test_likelihoods_are_normalised(likelihood):
+    """A mass sums to one over all values of a pixel; a density integrates to one (on a fine grid)."""
+    px = likelihood.build(1)(torch.tensor([0.7]).reshape(1, 1, 1))
+    if likelihood.word == "bernoulli":
+        values, width = torch.tensor([0.0, 1.0]), 1.0
+    else:
+        values = torch.linspace(-6, 7, 20_001, dtype=torch.float64)
+        width = float(values[1] - values[0])
+    total = px.log_prob(values.reshape(-1, 1, 1, 1)).double().exp().sum() * width
+    torch.testing.assert_close(total, torch.tensor(1.0, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=str)
+def test_posterior_samples_match_their_density(posterior):
+    """The density of what is sampled is that of the distribution, and the samples have its moments."""
+    torch.manual_seed(0)
+    qz = posterior.build(6)(torch.randn(2, 6))
+    z, log_density = qz.rsample_and_log_prob((40_000,), StepNoise(3, 0))
+    torch.testing.assert_close(log_density(), qz.log_prob(z))
+    torch.testing.assert_close(z.mean(0), qz.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(z.var(0), qz.variance, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=str)
+def test_priors_sample_what_they_score(prior):
+    """E_p[log p] from samples equals minus the entropy that a numerical integral of the density gives, in one dimension."""
+    torch.manual_seed(0)
+    pz = prior.build(1)()
+    grid = torch.linspace(-12, 12, 40_001)[:, None]
+    log_p = pz.log_prob(grid).double()
+    width = float(grid[1, 0] - grid[0, 0])
+    assert abs(float(log_p.exp().sum()) * width - 1) < 1e-3
+    expected = float((log_p.exp() * log_p).sum()) * width
+    scored = pz.log_prob(pz.sample((40_000,)))
+    assert abs(float(scored.mean()) - expected) < 4 * float(scored.std()) / 200
+
+
+def test_stopped_log_density_sends_no_gradient_to_the_parameters_of_q():
+    model = make(MODELS[0])
+    x = images((1, 28, 28))
+    qz = model.posterior(x)
+    _, log_density = qz.rsample_and_log_prob((3,), StepNoise(0, 0), stop=True)
+    scale = qz.base_dist.scale
+    (with_stop,) = torch.autograd.grad(log_density().sum(), scale, retain_graph=True)
+    _, log_density = qz.rsample_and_log_prob((3,), StepNoise(0, 0))
+    (without,) = torch.autograd.grad(log_density().sum(), scale)
+    # d log q / d scale through the sample is -eps^2 / scale; the direct path adds (eps^2 - 1) / scale: together -1 / scale.
+    torch.testing.assert_close(without, (-3 / scale).detach(), atol=1e-3, rtol=1e-3)
+    assert (with_stop - without).abs().max() > 0.1
+
+
+def test_kl_of_the_draw_is_the_analytic_one_and_lazy_densities_are_computed_once():
+    model = make(MODELS[0])
+    draw = model.draw(images((1, 28, 28)), noise=StepNoise(0, 0))
+    torch.testing.assert_close(draw.kl[0], kl_divergence(draw.qz, draw.pz))
+    assert draw.log_qz is draw.log_qz
+    assert "log_pz" not in draw.__dict__, "the ELBO with an analytic KL never computes log p(z)"
+
+
+def test_a_posterior_without_density_refuses_rather_than_guesses():
+    model = make(MODELS[0])
+    draw = copy.copy(model.draw(images((1, 28, 28)), noise=StepNoise(0, 0)))
+    object.__setattr__(draw, "log_density", None)
+    assert draw.log_qz is None
+    with pytest.raises(TypeError, match="has no density"):
+        _ = draw.log_w
+
+
+def test_an_unconditional_model_refuses_labels():
+    model, x, y = make(MODELS[0]), images((1, 28, 28)), torch.zeros(5, dtype=torch.long)
+    for call in (lambda: model.posterior(x, y), lambda: model.prior(y), lambda: model.likelihood(torch.zeros(1, 3), y)):
+        with pytest.raises(TypeError, match="unconditional"):
+            call()
+
+
+def test_sampling_does_not_depend_on_training_mode():
+    model = make(MODELS[0])
+    x = images((1, 28, 28))
+    training = model.train().draw(x, noise=StepNoise(0, 0)).z[0]
+    evaluating = model.eval().draw(x, noise=StepNoise(0, 0)).z[0]
+    torch.testing.assert_close(training, evaluating, atol=0, rtol=0)
+    assert (training - model.posterior(x).mean).abs().max() > 0.1, "a sample, not the mean"
+
+
+@pytest.mark.parametrize("side", [(7, 28), (28, 5)])
+def test_images_that_are_too_small_are_refused(side):
+    for encoder in (specs.MLPEncoder(), specs.ConvEncoder()):
+        with pytest.raises(ValueError, match="too small"):
+            encoder.build((1, *side))
+
+
+def test_bernoulli_is_no_density_on_grey_pixels():
+    bernoulli, gaussian = specs.Bernoulli().build(1), specs.Gaussian().build(1)
+    assert bernoulli.is_density(binary_data=True)
+    assert not bernoulli.is_density(binary_data=False)
+    assert gaussian.is_density(binary_data=False)

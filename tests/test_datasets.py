@@ -1,0 +1,169 @@
+"""Sources, splits and protocols: what is held out stays held out, and everyone scores the same pixels."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from test_readers import idx_bytes
+
+from vaelab.data import load
+from vaelab.data.augment import Motion, augment, move
+from vaelab.data.datasets import Dataset, binarize, binarize_batch
+from vaelab.data.sources import Reading
+from vaelab.errors import FailureError, UsageError
+from vaelab.models import Batch
+from vaelab.runtime import StepNoise
+
+
+def test_splits_never_overlap_and_are_recorded(digits: Dataset):
+    rows = torch.cat([digits.train.index, digits.validation.index, digits.test.index])
+    assert sorted(rows.tolist()) == list(range(1797))
+    record = digits.record()
+    assert (record["train"], record["validation"], record["test"]) == (1437, 180, 180)
+    assert record["test_sha256"] == hashlib.sha256(digits.test.x.numpy().tobytes()).hexdigest()
+
+
+def test_digits_are_upright_and_not_inverted(digits: Dataset):
+    """White ink on black: a zero has a dark centre, a one a bright one, and more ink lies in the middle than at the edge."""
+    mean = digits.train.x.float().mean((0, 1))
+    assert mean[:, 10:18].mean() > 2 * mean[:, :2].mean()
+    zeros = digits.train.x[digits.train.y == 0].float().mean(0)[0]
+    sevens = digits.train.x[digits.train.y == 7].float().mean(0)[0]
+    assert zeros[12:16, 12:16].mean() < zeros[12:16, 5:8].mean()
+    assert sevens[2:6].mean() > sevens[22:26].mean(), "a seven has its bar on top"
+
+
+def test_split_sizes_are_numbers_or_fractions():
+    assert len(load("digits", validation_size=100, test_size=0.5).test) == 898
+    for wrong in (0, -5, 1.5):
+        with pytest.raises(UsageError, match="--validation-size"):
+            load("digits", validation_size=wrong)
+    with pytest.raises(UsageError, match="none is left to train on"):
+        load("digits", validation_size=0.6, test_size=0.5)
+
+
+def test_mnist_is_split_as_is_customary(mnist: Dataset):
+    assert [len(mnist.split(name)) for name in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
+    assert mnist.validation.index.tolist() == list(range(55_000, 60_000))
+    assert mnist.test.y[:5].tolist() == [7, 2, 1, 0, 4]
+    with pytest.raises(UsageError, match="a test set of its own"):
+        load("mnist", test_size=0.1)
+
+
+def test_grey_cross_entropy_of_mnist_has_its_known_floor(mnist: Dataset):
+    from vaelab.evaluate import grey_floor
+
+    assert abs(grey_floor(mnist.test) - 45.53) < 0.01
+
+
+@pytest.mark.parametrize("protocol", ["static", "dynamic", "threshold"])
+def test_binary_protocols(protocol, digits: Dataset):
+    data = load("digits", protocol=protocol)
+    again = load("digits", protocol=protocol)
+    assert data.binary
+    for name in ("validation", "test"):
+        pixels = data.split(name).x
+        assert set(pixels.unique().tolist()) == {0, 255}
+        assert torch.equal(pixels, again.split(name).x), "one fixed draw, whatever the run"
+    assert (set(data.train.x.unique().tolist()) == {0, 255}) == (protocol != "dynamic")
+    assert data.record()["test_sha256"] != digits.record()["test_sha256"]
+
+
+def test_fixed_draws_are_the_published_constants():
+    """If this hash changes, every binarized number ever published with vaelab changes."""
+    grey = np.arange(256, dtype=np.uint8).repeat(4).reshape(1, 1, 32, 32)
+    digest = hashlib.sha256(binarize(grey, "static", 2).tobytes()).hexdigest()
+    assert digest[:16] == "2c718996107a6842"
+
+
+def test_binarization_has_the_pixel_as_its_mean():
+    grey = np.array([0, 1, 64, 128, 254, 255], np.uint8).repeat(20_000)
+    ones = (binarize(grey, "static", 0) == 255).reshape(6, -1).mean(1)
+    assert ones[0] == 0
+    assert ones[-1] == 1
+    np.testing.assert_allclose(ones, np.array([0, 1, 64, 128, 254, 255]) / 255, atol=0.012)
+    x = torch.full((1, 1, 300, 300), 0.3)
+    drawn = [binarize_batch(Batch(x), StepNoise(0, step)).x for step in range(2)]
+    assert not torch.equal(*drawn), "dynamic: anew each time"
+    assert abs(float(drawn[0].mean()) - 0.3) < 0.01
+
+
+def test_idx_folders_with_and_without_a_test_set(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (30, 10, 9)).astype(np.uint8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
+    assert len(load(str(tmp_path)).test) == 3
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(x[:7]))
+    assert len(load(str(tmp_path)).test) == 7
+
+
+def test_arrays_with_labels_and_ready_made_test_sets(tmp_path):
+    x, y = np.random.default_rng(0).random((40, 9, 10)), np.arange(40) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    data = load(str(tmp_path / "a.npz"))
+    assert data.classes == ("0", "1", "2")
+    assert data.train.x.dtype == torch.float32
+    assert torch.equal(data.train.y, data.train.index % 3)
+    np.savez(tmp_path / "b.npz", x_train=x, x_test=x[:5])
+    assert len(load(str(tmp_path / "b.npz")).test) == 5
+    np.savez(tmp_path / "c.npz", first=x, second=x)
+    with pytest.raises(UsageError, match="first, second: name the images x"):
+        load(str(tmp_path / "c.npz"))
+    np.savez(tmp_path / "d.npz", x=x, y=y[:5])
+    with pytest.raises(FailureError, match="40 whole numbers"):
+        load(str(tmp_path / "d.npz"))
+
+
+def test_unknown_data_are_named(tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'mnist'"):
+        load("mnits")
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(UsageError, match="give a folder of images"):
+        load(str(tmp_path / "a.txt"))
+    with pytest.raises(UsageError, match="describe your own files"):
+        load("digits", reading=Reading(channels=3))
+
+
+def test_frey_face_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAELAB_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(FailureError, match=r"freyfaces\.npy \(not there\).*--data digits"):
+        load("freyfaces")
+    (tmp_path / "freyfaces").mkdir()
+    np.save(tmp_path / "freyfaces" / "freyfaces.npy", np.random.default_rng(0).integers(0, 256, (50, 28, 20), np.uint8))
+    assert load("freyfaces").shape == (1, 28, 20)
+
+
+class TestAugment:
+    def test_no_motion_is_the_identity(self):
+        x = torch.rand(3, 2, 11, 17)
+        still = torch.zeros(3)
+        torch.testing.assert_close(move(x, still, still, still), x, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("shape", [(9, 9), (8, 15)])
+    def test_whole_pixels_move_exactly(self, shape):
+        x = torch.zeros(1, 1, *shape)
+        x[0, 0, 3, 4] = 1
+        moved = move(x, torch.zeros(1), torch.tensor([2.0]), torch.tensor([1.0]))
+        assert moved[0, 0, 4, 6] > 0.999
+        assert abs(float(moved.sum()) - 1) < 1e-4
+
+    @pytest.mark.parametrize(("height", "width"), [(21, 21), (21, 41)])
+    def test_rotation_is_counter_clockwise_and_keeps_shapes(self, height, width):
+        """A quarter turn takes the point right of the centre to above it, at the same distance in pixels."""
+        x = torch.zeros(1, 1, height, width)
+        x[0, 0, height // 2, width // 2 + 6] = 1
+        turned = move(x, torch.tensor([90.0]), torch.zeros(1), torch.zeros(1))
+        assert turned[0, 0, height // 2 - 6, width // 2] > 0.99
+
+    def test_share_and_strength(self):
+        x = torch.rand(400, 1, 12, 12)
+        batch = Batch(x)
+        assert augment(batch, Motion(5, 1, 0.0), StepNoise(0, 0)) is batch
+        some = augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x
+        changed = (some != x).flatten(1).any(1)
+        assert 0.2 < changed.float().mean() < 0.4
+        assert torch.equal(some[~changed], x[~changed]), "the others stay exact"
+        assert torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x)
+        assert not torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 1)).x)
+        assert (augment(batch, Motion(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()

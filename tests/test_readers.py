@@ -1,0 +1,222 @@
+"""Every file is read strictly: what is wrong is named, with the remedy, and nothing is guessed."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaelab.data.readers import as_images, read_array_file, read_folder, read_idx, read_idx_pair
+from vaelab.errors import FailureError, UsageError
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def pixels():
+    return np.arange(3 * 9 * 8, dtype=np.uint8).reshape(3, 9, 8)
+
+
+class TestIdx:
+    @pytest.mark.parametrize("compress", [False, True])
+    def test_reads_plain_and_gzip(self, tmp_path, pixels, compress):
+        raw = idx_bytes(pixels)
+        path = tmp_path / "images"
+        path.write_bytes(gzip.compress(raw) if compress else raw)
+        assert np.array_equal(read_idx(path), pixels)
+
+    def test_reads_big_endian_numbers(self, tmp_path):
+        values = np.array([1, -2, 70_000], np.int32)
+        path = tmp_path / "numbers"
+        path.write_bytes(struct.pack(">HBBI", 0, 0x0C, 1, 3) + values.astype(">i4").tobytes())
+        assert read_idx(path).tolist() == [1, -2, 70_000]
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda raw: raw[:-1], "cut short"),
+            (lambda raw: raw + b"\0", "too long"),
+            (lambda raw: b"\x89PNG" + raw[4:], "magic number is 0x89504e47"),
+            (lambda raw: raw[:9], "cut short"),
+            (lambda raw: b"", "not an idx file"),
+            (lambda raw: gzip.compress(raw)[:-20], "damaged or cut short"),
+        ],
+    )
+    def test_damage_is_named(self, tmp_path, pixels, damage, message):
+        path = tmp_path / "images"
+        path.write_bytes(damage(idx_bytes(pixels)))
+        with pytest.raises(FailureError, match=message) as error:
+            read_idx(path)
+        assert str(path) in str(error.value)
+
+    def test_counts_must_agree(self, tmp_path, pixels):
+        (tmp_path / "x").write_bytes(idx_bytes(pixels))
+        (tmp_path / "y").write_bytes(idx_bytes(np.zeros(2, np.uint8)))
+        with pytest.raises(FailureError, match="labels for the 3 images"):
+            read_idx_pair(tmp_path / "x", tmp_path / "y")
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+class TestFolder:
+    def test_class_folders_become_labels(self, tmp_path):
+        for name, value in (("cat", 10), ("dog", 200)):
+            for i in range(2):
+                save(tmp_path / name / f"{i}.png", np.full((9, 12), value, np.uint8))
+        images = read_folder(tmp_path, None, None)
+        assert images.x.shape == (4, 1, 9, 12)
+        assert images.y.tolist() == [0, 0, 1, 1]
+        assert images.classes == ("cat", "dog")
+        assert set(images.x[2:].ravel()) == {200}
+
+    def test_colour_is_kept_and_grey_is_found(self, tmp_path):
+        colour = np.zeros((9, 9, 3), np.uint8)
+        colour[..., 0] = 255
+        save(tmp_path / "a.png", colour)
+        assert read_folder(tmp_path, None, None).x.shape == (1, 3, 9, 9)
+        assert set(read_folder(tmp_path, None, 1).x.ravel()) == {76}, "ITU-R 601 luma of pure red"
+        save(tmp_path / "a.png", np.repeat(colour[..., :1], 3, 2))
+        assert read_folder(tmp_path, None, None).x.shape == (1, 1, 9, 9)
+        assert read_folder(tmp_path, None, 3).x.shape == (1, 3, 9, 9)
+
+    def test_exif_rotation_is_applied(self, tmp_path):
+        picture = np.zeros((10, 20), np.uint8)
+        picture[:, :10] = 255  # the left half is white
+        exif = Image.Exif()
+        exif[0x0112] = 6  # show rotated by 90 degrees clockwise: the left becomes the top
+        save(tmp_path / "a.jpg", picture, exif=exif, quality=95)
+        x = read_folder(tmp_path, None, 1).x[0, 0]
+        assert x.shape == (20, 10)
+        assert x[:9].mean() > 240
+        assert x[11:].mean() < 15
+
+    def test_alpha_is_laid_on_white(self, tmp_path):
+        rgba = np.zeros((8, 8, 4), np.uint8)
+        rgba[:, :4, 3] = 255  # opaque black on the left, transparent on the right
+        save(tmp_path / "a.png", rgba)
+        x = read_folder(tmp_path, None, None).x[0, 0]
+        assert (x[:, :4] == 0).all()
+        assert (x[:, 4:] == 255).all()
+
+    def test_palette_and_transparent_palette(self, tmp_path):
+        picture = Image.fromarray(np.array([[0, 1]] * 8, np.uint8).repeat(4, 1), "P")
+        picture.putpalette([255, 0, 0, 0, 255, 0])
+        picture.save(tmp_path / "a.png", transparency=1)
+        x = read_folder(tmp_path, None, None).x[0]
+        assert x[:, 0, 0].tolist() == [255, 0, 0]
+        assert x[:, 0, 7].tolist() == [255, 255, 255]
+
+    def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
+        Image.fromarray(np.array([[0, 257 * 100, 65535]] * 9, np.uint16).repeat(3, 1)).save(tmp_path / "a.png")
+        assert sorted(set(read_folder(tmp_path, None, None).x.ravel().tolist())) == [0, 100, 255]
+
+    def test_size_scales_to_cover_and_crops_the_centre(self, tmp_path):
+        picture = np.zeros((10, 30), np.uint8)
+        picture[:, 10:20] = 255
+        save(tmp_path / "a.png", picture)
+        x = read_folder(tmp_path, (10, 10), None).x
+        assert x.shape == (1, 1, 10, 10)
+        assert x.min() > 200, "only the white middle third is left"
+
+    def test_what_is_wrong_is_named(self, tmp_path):
+        with pytest.raises(FailureError, match="holds no images"):
+            read_folder(tmp_path, None, None)
+        save(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
+        save(tmp_path / "b.png", np.zeros((9, 8), np.uint8))
+        with pytest.raises(FailureError, match=r"a\.png is 9x9.*b\.png is 8x9.*--image-size"):
+            read_folder(tmp_path, None, None)
+        (tmp_path / "notes.txt").write_text("hello")
+        with pytest.raises(FailureError, match=r"notes\.txt is not an image"):
+            read_folder(tmp_path, (9, 9), None)
+        (tmp_path / "notes.txt").unlink()
+        (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+        with pytest.raises(FailureError, match=r"b\.png is not an image"):
+            read_folder(tmp_path, (9, 9), None)
+        (tmp_path / "b.png").unlink()
+        (tmp_path / ".DS_Store").write_text("hidden files are passed over")
+        assert len(read_folder(tmp_path, None, None).x) == 1
+
+    def test_ready_made_splits_are_not_taken_for_classes(self, tmp_path):
+        for name in ("train", "test"):
+            save(tmp_path / name / "a.png", np.zeros((9, 9), np.uint8))
+        with pytest.raises(UsageError, match="split into train and test already"):
+            read_folder(tmp_path, None, None)
+
+
+class TestArrays:
+    @pytest.mark.parametrize("shape", [(5, 9, 8), (5, 9, 8, 1), (5, 1, 9, 8), (5, 9, 8, 3), (5, 3, 9, 8), (5, 81)])
+    def test_layouts(self, shape):
+        array = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        x = as_images(array, "a").x
+        assert x.shape == (5, 3 if 3 in shape else 1, 9, 9 if shape == (5, 81) else 8)
+        expected = array.transpose(0, 3, 1, 2) if len(shape) == 4 and shape[-1] < 8 else array
+        assert x.ravel().tolist() == expected.ravel().tolist()
+
+    def test_flat_images_of_unequal_sides_and_colours(self):
+        array = np.random.default_rng(0).random((4, 3 * 10 * 9))
+        assert as_images(array, "a", image_size=(10, 9), channels=3).x.shape == (4, 3, 10, 9)
+
+    @pytest.mark.parametrize("shape", [(4, 3, 9, 3), (4, 1, 9, 3), (4, 9, 9, 2), (4,), (2, 2, 2, 2, 2), (4, 80)])
+    def test_ambiguity_is_an_error(self, shape):
+        with pytest.raises(UsageError, match="a has shape|a holds 80"):
+            as_images(np.zeros(shape, np.uint8), "a")
+
+    def test_channels_resolve_it(self):
+        assert as_images(np.full((4, 1, 9, 3), 7, np.uint8), "a", channels=1).x.shape == (4, 1, 9, 3)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float32])
+    def test_only_zeros_and_ones_are_binary(self, dtype):
+        images = as_images(np.eye(9)[None].astype(dtype), "a")
+        assert images.binary
+        assert set(images.x.ravel().tolist()) == {0, 255}
+
+    def test_ranges(self):
+        grey = np.array([0, 51, 255])[None, None].repeat(9, 1)
+        assert not as_images(grey, "a").binary
+        assert as_images(grey.astype(np.uint8), "a").x.dtype == np.uint8
+        floats = as_images(grey / 255, "a").x
+        assert floats.dtype == np.float32
+        np.testing.assert_allclose(as_images(grey.astype(float), "a", value_range="byte").x, floats, atol=1e-6)
+        np.testing.assert_allclose(as_images(grey / 127.5 - 1, "a", value_range="symmetric").x, floats, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.full((3, 9, 9), 300), "from 300 to 300, outside 0..255.*--range"),
+            (np.full((3, 9, 9), 1.5), "outside 0..1.*--range"),
+            (np.full((3, 9, 9), -0.5), "outside 0..1"),
+            (np.full((3, 9, 9), np.nan), "243 values that are NaN"),
+            (np.full((3, 9, 9), np.inf), "NaN or infinite"),
+            (np.zeros((0, 9, 9)), "is empty"),
+            (np.full((3, 9, 9), "x"), "holds <U1"),
+            (np.full((3, 9, 9), 1j), "holds complex128"),
+        ],
+    )
+    def test_values_that_cannot_be_pixels(self, array, message):
+        with pytest.raises(FailureError, match=message):
+            as_images(array, "a")
+
+    def test_objects_are_never_unpickled(self, tmp_path):
+        bomb = np.empty(1, object)
+        bomb[0] = lambda: None
+        path = tmp_path / "a.npy"
+        np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+        with pytest.raises(FailureError, match="never unpickled"):
+            read_array_file(path)
+        np.savez(tmp_path / "b.npz", x=np.array([{"a": 1}], object))
+        with pytest.raises(FailureError, match="never unpickled"):
+            read_array_file(tmp_path / "b.npz")
+
+    @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+    def test_damaged_files(self, tmp_path, name):
+        path = tmp_path / name
+        (np.savez if name.endswith("z") else np.save)(path, np.zeros((3, 9, 9)))
+        path.write_bytes(path.read_bytes()[:-300])
+        with pytest.raises(FailureError, match="damaged"):
+            read_array_file(path)

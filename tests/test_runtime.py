@@ -1,0 +1,84 @@
+"""Noise is a function of (seed, stream, step) and of nothing else; schedules are functions of the step."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaelab import schedules
+from vaelab.errors import UsageError
+from vaelab.runtime import RowNoise, StepNoise, epoch_order, resolve_device, resolve_precision
+
+
+def test_noise_depends_on_seed_stream_and_step_alone():
+    a = StepNoise(0, 3).normal("z", (4, 5))
+    torch.manual_seed(99)
+    assert torch.equal(a, StepNoise(0, 3).normal("z", (4, 5)))
+    for other in (StepNoise(1, 3).normal("z", (4, 5)), StepNoise(0, 4).normal("z", (4, 5)), StepNoise(0, 3).normal("y", (4, 5))):
+        assert not torch.equal(a, other)
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), other.flatten()]))[0, 1]) < 0.7
+
+
+def test_streams_are_uncorrelated_and_of_the_right_law():
+    z = torch.stack([StepNoise(0, step).normal("z", (1000,)) for step in range(50)])
+    assert abs(z.mean()) < 0.02
+    assert abs(z.var() - 1) < 0.03
+    off = torch.corrcoef(z) - torch.eye(50)
+    assert off.abs().max() < 0.2
+    u = StepNoise(0, 0).uniform("u", (10_000,))
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_see_their_rows_of_the_global_draw(world):
+    whole = StepNoise(0, 7).normal("z", (8, 3))
+    parts = [StepNoise(0, 7, rank=rank, world=world).normal("z", (8 // world, 3)) for rank in range(world)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@given(st.integers(1, 700), st.integers(1, 300))
+def test_row_noise_belongs_to_rows_not_to_batches(rows, batch):
+    whole = RowNoise(5).normal("z", (rows, 2))
+    parts = [RowNoise(5, start).normal("z", (min(batch, rows - start), 2)) for start in range(0, rows, batch)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_epoch_order_is_a_permutation_that_changes_every_epoch():
+    first, second = epoch_order(100, 0, 0), epoch_order(100, 0, 1)
+    assert sorted(first.tolist()) == list(range(100))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, epoch_order(100, 0, 0))
+
+
+def test_precision_is_proven_before_auto_takes_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("vaelab.runtime._cpu_flags", lambda: {"amx_bf16"})
+    assert resolve_precision("auto", cpu, None) == "fp32"
+    assert resolve_precision("auto", cpu, 0.31) == "fp32"
+    assert resolve_precision("auto", cpu, -0.05) == "bf16"
+    monkeypatch.setattr("vaelab.runtime._cpu_flags", lambda: {"avx2"})
+    assert resolve_precision("auto", cpu, -0.05) == "fp32"
+    assert resolve_precision("bf16", cpu, None) == "bf16"
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UsageError, match="--device tpu9"):
+        resolve_device("tpu9")
+
+
+@given(st.floats(0, 2000, allow_nan=False))
+def test_schedules_stay_within_their_ends(step):
+    for schedule in (schedules.linear(1.0, 3.0, 100), schedules.cosine(3.0, 1.0, 100), schedules.cyclic(1.0, 3.0, 20)):
+        assert 1.0 - 1e-9 <= schedule(step) <= 3.0 + 1e-9
+
+
+def test_cosine_is_halfway_at_half_time_and_stays_at_its_end():
+    cosine = schedules.cosine(3.0, 1.0, 100)
+    assert cosine(0) == 3.0
+    assert math.isclose(cosine(50), 2.0)
+    assert cosine(100) == cosine(1e6) == 1.0

@@ -1,0 +1,454 @@
+"""The loop: same seed, same bits; a killed and resumed run is the run that was not killed; bad numbers stop it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import vaelab as v
+from vaelab.cli import main
+from vaelab.config import override
+from vaelab.errors import FailureError, UsageError
+from vaelab.folder import RunFolder
+from vaelab.models import VAE, Batch
+from vaelab.objectives import elbo_terms
+from vaelab.recipes import RECIPES, recipe
+from vaelab.runtime import StepNoise
+from vaelab.train import InterruptedRun, Trainer, fit, load_model
+
+SMALL_CONV = {"encoder_conv_channels": (4, 8), "decoder_conv_channels": (8, 4)}
+RUNS = {
+    "mlp": override(recipe("mlp"), data="digits", epochs=3),
+    "conv-warmup": override(recipe("conv-warmup"), data="digits", epochs=3, patience=1, kl_warmup_epochs=1.0, **SMALL_CONV),
+    "conv-beta": override(
+        recipe("conv-beta"), data="digits", epochs=4, kl_warmup_epochs=1.0, warmup_epochs=1.0, batch_size=256,
+        augment_prob=0.5, ema_decay=0.9, **SMALL_CONV,
+    ),
+}  # fmt: skip
+
+
+def flags(run: v.Run) -> list[str]:
+    """The command line of one of these runs."""
+    changed = {
+        "mlp": "--epochs 3",
+        "conv-warmup": "--epochs 3 --patience 1 --kl-warmup-epochs 1 --encoder-conv-channels 4 8 --decoder-conv-channels 8 4",
+        "conv-beta": "--epochs 4 --kl-warmup-epochs 1 --warmup-epochs 1 --batch-size 256 --augment-prob 0.5 --ema-decay 0.9 "
+        "--encoder-conv-channels 4 8 --decoder-conv-channels 8 4",
+    }
+    return ["train", run.recipe, "--data", "digits", "--threads", "2", *changed[run.recipe].split()]
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    """Whether two nested states are equal to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def weights(model: VAE) -> dict:
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """last.pt, best_model.pth and the history of each run that nobody interrupts."""
+    results = {}
+    for name, run in RUNS.items():
+        out = tmp_path_factory.mktemp("whole") / name
+        fit(override(run, threads=2), out=out)
+        folder = RunFolder.open(out)
+        results[name] = (folder.load_last(), folder.load_best(), folder.history())
+    return results
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(name, uninterrupted):
+    again = weights(fit(override(RUNS[name], threads=2)))
+    assert same_bits(again, uninterrupted[name][1])
+    other = weights(fit(override(RUNS[name], threads=2, seed=1)))
+    assert not same_bits(other, again)
+
+
+def test_training_leaves_the_users_randomness_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(override(RUNS["mlp"], epochs=1), digits)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("kill", ["step", "step", "write"], ids=["step-a", "step-b", "write"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(name, kill, uninterrupted, tmp_path):
+    run = RUNS[name]
+    steps = uninterrupted[name][0]["step"]
+    number = random.randrange(1, steps) if kill == "step" else random.randrange(1, 4)
+    print(f"killed at {kill} {number} of {steps} steps")
+    save_every = random.choice([1, 2, 3])
+    command = [*flags(run), "--save-every", str(save_every), "--out", str(tmp_path / "run")]
+    script = Path(__file__).with_name("killed.py")
+    killed = subprocess.run([sys.executable, script, f"{kill}:{number}", *command], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main(["train", run.recipe, "--out", str(tmp_path / "run"), "--resume"]) == 0
+    folder = RunFolder.open(tmp_path / "run")
+    last, best, history = uninterrupted[name]
+    assert same_bits(folder.load_last(), last)
+    assert same_bits(folder.load_best(), best)
+    timeless = [{k: x for k, x in r.items() if k not in ("seconds", "images_per_second")} for r in folder.history()]
+    assert timeless == [{k: x for k, x in r.items() if k not in ("seconds", "images_per_second")} for r in history]
+    leftovers = [p.name for p in folder.path.iterdir() if p.name.startswith(".") and not p.name.startswith(".last.pt")]
+    assert not leftovers
+
+
+def test_this_resume_test_would_notice_a_forgotten_state(uninterrupted, tmp_path, monkeypatch):
+    """If the optimizer's moments were not restored, the bits would differ."""
+    run = override(RUNS["mlp"], threads=2, save_every=5)
+    _interrupt_at(monkeypatch, step=17)
+    with pytest.raises(InterruptedRun):
+        fit(run, out=tmp_path / "run")
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    for moments in state["optimizers"]["model"]["state"].values():
+        moments["exp_avg"].zero_()
+    torch.save(state, tmp_path / "run" / "last.pt")
+    fit(run, out=tmp_path / "run", resume=True)
+    assert not same_bits(RunFolder.open(tmp_path / "run").load_best(), uninterrupted["mlp"][1])
+
+
+def _interrupt_at(monkeypatch, step):
+    original = Trainer.train_step
+
+    def train_step(self):
+        original(self)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(uninterrupted, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "run")
+    _interrupt_at(monkeypatch, step=17)
+    assert main([*flags(RUNS["mlp"]), "--out", out]) == 130
+    monkeypatch.undo()
+    assert f"vaelab train mlp --out {out} --resume" in capsys.readouterr().err
+    assert RunFolder.open(Path(out)).load_last()["step"] == 17
+    assert main(["train", "mlp", "--out", out, "--resume"]) == 0
+    assert same_bits(RunFolder.open(Path(out)).load_best(), uninterrupted["mlp"][1])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fit_works_off_the_main_thread(digits):
+    errors = []
+
+    def work():
+        try:
+            fit(override(RUNS["mlp"], epochs=1), digits)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+class TestResume:
+    @pytest.fixture
+    def out(self, tmp_path):
+        fit(override(RUNS["mlp"], epochs=1), out=tmp_path / "run")
+        return tmp_path / "run"
+
+    def test_more_epochs_on_a_constant_schedule_are_the_longer_run(self, out, uninterrupted):
+        fit(override(RUNS["mlp"], threads=2), out=out, resume=True)
+        assert same_bits(RunFolder.open(out).load_best(), uninterrupted["mlp"][1])
+        assert RunFolder.open(out).run.training.epochs == 3
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("--beta 2", r"--beta 2.0 differs from the 1.0 of the run"),
+            ("--batch-size 64", "--batch-size 64 differs from the 128"),
+            ("--data freyfaces", "--data freyfaces differs from the digits"),
+            ("--optimizer adamw", "other parts"),
+        ],
+    )
+    def test_a_flag_that_differs_is_an_error_naming_both_values(self, out, given, message, capsys):
+        assert main(["train", "mlp", "--out", str(out), "--resume", *given.split()]) == 2
+        assert __import__("re").search(message, capsys.readouterr().err)
+
+    def test_a_default_given_against_the_folders_value_is_noticed_too(self, tmp_path, capsys):
+        out = str(tmp_path / "run")
+        assert main(["train", "mlp", "--data", "digits", "--epochs", "1", "--beta", "0.5", "--out", out]) == 0
+        assert main(["train", "mlp", "--out", out, "--resume", "--beta", "1.0"]) == 2
+        assert "--beta 1.0 differs from the 0.5" in capsys.readouterr().err
+
+    def test_fewer_epochs_are_refused_and_more_on_a_cosine_too(self, out, tmp_path, capsys):
+        fit(override(RUNS["conv-beta"], epochs=1), out=tmp_path / "cosine")
+        assert main(["train", "conv-beta", "--out", str(tmp_path / "cosine"), "--resume", "--epochs", "9"]) == 2
+        assert "the schedule is spread over the epochs" in capsys.readouterr().err
+
+    def test_another_thread_count_works_and_says_so(self, out, caplog):
+        with caplog.at_level("INFO", "vaelab"):
+            fit(override(RUNS["mlp"], epochs=2, threads=1), out=out, resume=True)
+        assert "threads was 2 and is now 1: the result will differ in its bits" in caplog.text
+
+    def test_other_data_are_noticed(self, out, tmp_path):
+        with pytest.raises(UsageError, match="--validation-size"):
+            fit(override(RUNS["mlp"], epochs=2, validation_size=50), out=out, resume=True)
+
+    def test_another_recipe_is_refused(self, out, capsys):
+        assert main(["train", "mlp-2d", "--out", str(out), "--resume"]) == 2
+        assert "holds a run of mlp, not of mlp-2d" in capsys.readouterr().err
+
+    def test_a_damaged_checkpoint_is_named(self, out):
+        (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
+        with pytest.raises(FailureError, match=r"last\.pt is damaged"):
+            fit(override(RUNS["mlp"], epochs=2), out=out, resume=True)
+
+    def test_a_checkpoint_that_would_run_code_is_refused(self, out):
+        import pickle
+
+        class Bomb:
+            def __reduce__(self):
+                return (os.system, ("touch /tmp/vaelab-bomb",))
+
+        (out / "best_model.pth").write_bytes(pickle.dumps(Bomb()))
+        with pytest.raises(FailureError, match="not a checkpoint"):
+            load_model(out)
+        assert not Path("/tmp/vaelab-bomb").exists()
+
+    def test_a_finished_run_stays_as_it_is(self, out):
+        before = RunFolder.open(out).load_last()
+        fit(override(RUNS["mlp"], epochs=1), out=out, resume=True)
+        assert same_bits(RunFolder.open(out).load_last(), before)
+
+
+class TestMonitoring:
+    def test_nothing_counts_before_annealing_and_warm_up_have_ended(self, digits):
+        """Through a KL warm-up of 4 epochs with a patience of 1, no run stops, and no epoch before the 4th is the best."""
+        run = override(RUNS["conv-warmup"], epochs=7, kl_warmup_epochs=4.0, patience=1, learning_rate=1e-2)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        losses = {}
+        while not trainer.done:
+            for _ in range(trainer.steps_per_epoch):
+                trainer.train_step()
+            record = trainer.end_epoch()
+            losses[record["epoch"]] = record["validation_loss"]
+            if record["epoch"] < 4:
+                assert trainer.best is None
+                assert not trainer.stopped
+        assert trainer.best[1] >= 4
+        assert trainer.best[0] == min(loss for epoch, loss in losses.items() if epoch >= 4)
+
+    def test_what_is_monitored_is_the_objective_at_its_final_beta(self, digits):
+        run = override(RUNS["mlp"], beta=3.0, kl_warmup_epochs=50.0, epochs=1)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        for _ in range(trainer.steps_per_epoch):
+            trainer.train_step()
+        record = trainer.end_epoch()
+        assert record["beta"] == pytest.approx(3 / 50)
+        expected = record["validation_distortion"] + 3.0 * record["validation_rate"]
+        assert record["validation_loss"] == pytest.approx(expected, rel=1e-9)
+
+    def test_early_stopping_counts_epochs_without_improvement(self, digits):
+        run = override(RUNS["mlp"], epochs=50, patience=2, learning_rate=1e-12)
+        history = []
+        fit(run, digits, on_epoch_end=[lambda e: history.append(e.history[-1]["validation_loss"])])
+        best = history.index(min(history))
+        assert len(history) == best + 3 < 50
+
+    def test_the_plateau_reduces_the_learning_rate(self, digits, tmp_path):
+        run = override(RUNS["conv-warmup"], epochs=4, patience=4, kl_warmup_epochs=0.0, learning_rate=1e-12, lr_patience=1,
+                       min_lr=0.0, lr_factor=0.1)  # fmt: skip
+        fit(run, digits, out=tmp_path / "run")
+        rates = [record["learning_rate"] for record in RunFolder.open(tmp_path / "run").history()]
+        assert rates[0] == pytest.approx(1e-12)
+        assert rates[-1] == pytest.approx(1e-13)
+
+    def test_the_best_weights_are_the_averaged_ones_where_there_is_an_average(self, digits, tmp_path):
+        run = override(RUNS["mlp"], ema_decay=0.9, epochs=2)
+        model = fit(run, digits, out=tmp_path / "run")
+        state = RunFolder.open(tmp_path / "run").load_last()
+        averaged = {k.removeprefix("module."): x for k, x in state["average"].items() if k.startswith("module.")}
+        assert same_bits(dict(model.state_dict()), averaged)
+        assert not same_bits(dict(model.state_dict()), state["model"])
+
+    def test_ema_is_the_exponential_average_of_the_weights(self, digits):
+        trainer = Trainer(override(RUNS["mlp"], ema_decay=0.5), digits, torch.device("cpu"))
+        expected = None
+        for _ in range(4):
+            trainer.train_step()
+            now = trainer.model.decoder.layers[0].weight.detach().clone()
+            expected = now if expected is None else 0.5 * expected + 0.5 * now
+        torch.testing.assert_close(trainer.evaluated.decoder.layers[0].weight, expected)
+
+
+def test_schedules_drive_the_optimizer_and_the_weight_on_the_rate(digits, tmp_path):
+    run = override(RUNS["conv-beta"], epochs=4, kl_warmup_epochs=2.0, warmup_epochs=2.0)
+    fit(run, digits, out=tmp_path / "run")
+    history = RunFolder.open(tmp_path / "run").history()
+    assert [round(record["beta"], 3) for record in history] == [0.4, 0.8, 0.8, 0.8]
+    rates = [record["learning_rate"] for record in history]
+    assert rates[0] < rates[1] <= 3e-4
+    assert rates[1] > rates[2] > rates[3] > 1e-4
+    assert all(0 < record["grad_norm"] for record in history)
+
+
+def test_clipping_bounds_the_gradient(digits):
+    trainer = Trainer(override(RUNS["conv-beta"], clip_norm=0.01), digits, torch.device("cpu"))
+    trainer.train_step()
+    norm = sum(float((p.grad**2).sum()) for p in trainer.model.parameters()) ** 0.5
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert trainer.terms[0, 3] > 0.01, "what is recorded is the norm before clipping"
+
+
+def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(digits):
+    trainer = Trainer(override(RUNS["mlp"], batch_size=1000), digits, torch.device("cpu"))
+    assert trainer.steps_per_epoch == 1
+    distortion, _ = elbo_terms(trainer.model, digits.validation.batches(77))
+    assert len(distortion) == 180
+
+
+def test_fewer_images_than_a_batch_shrink_it_and_say_so(digits, caplog):
+    with caplog.at_level("INFO", "vaelab"):
+        trainer = Trainer(override(RUNS["mlp"], batch_size=5000), digits, torch.device("cpu"))
+    assert trainer.batch_size == 1437
+    assert "batch size 1437" in caplog.text
+
+
+def test_uneven_batches_are_one_batch(digits):
+    model = fit(override(RUNS["mlp"], epochs=1), digits)
+    whole = elbo_terms(model, digits.test.batches(180))
+    for size in (1, 7, 64, 179):
+        for a, b in zip(whole, elbo_terms(model, digits.test.batches(size)), strict=True):
+            assert abs(a - b).max() < 1e-3  # float32 sums of 784 terms of up to 500 nats
+            assert abs(a.mean() - b.mean()) < 1e-5
+
+
+def test_dynamic_binarization_trains_on_new_binary_pixels_each_time(tmp_path):
+    seen = []
+    original = VAE.draw
+
+    def draw(self, x, *arguments, **options):
+        seen.append(x.clone())
+        return original(self, x, *arguments, **options)
+
+    VAE.draw = draw
+    try:
+        fit(override(RUNS["mlp"], protocol="dynamic", epochs=1))
+    finally:
+        VAE.draw = original
+    assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
+
+
+class TestBadNumbers:
+    def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_checkpoint(self, tmp_path, monkeypatch, capsys):
+        original = VAE.draw
+
+        def draw(self, x, y=None, num_samples=1, *, noise, stop_qz=False):
+            drawn = original(self, x, y, num_samples, noise=noise, stop_qz=stop_qz)
+            if isinstance(noise, StepNoise) and noise.step == 16:
+                object.__setattr__(drawn, "log_px", drawn.log_px * float("nan"))
+            return drawn
+
+        monkeypatch.setattr(VAE, "draw", draw)
+        out = tmp_path / "run"
+        assert main([*flags(RUNS["mlp"]), "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert "distortion is nan at step 16 (epoch 2)" in error
+        assert "last.pt keeps step 11" in error
+        assert "Traceback" not in error
+        kept = RunFolder.open(out).load_last()
+        assert kept["step"] == 11
+        assert all(torch.isfinite(x).all() for x in kept["model"].values())
+        assert [record["step"] for record in RunFolder.open(out).history()] == [11]
+        monkeypatch.undo()
+        assert main(["train", "mlp", "--out", str(out), "--resume"]) == 0
+
+    def test_a_learning_rate_that_explodes(self, tmp_path, capsys):
+        out = str(tmp_path / "run")
+        assert main(["train", "mlp", "--data", "digits", "--epochs", "2", "--lr", "1e6", "--out", out]) == 1
+        assert "no longer finite" in capsys.readouterr().err
+
+
+def test_two_steps_of_every_recipe(digits):
+    for name in RECIPES:
+        trainer = Trainer(recipe(name), digits, torch.device("cpu"))
+        before = {k: x.clone() for k, x in trainer.model.state_dict().items()}
+        trainer.train_step()
+        trainer.train_step()
+        trainer.check_finite()
+        changed = [k for k, x in trainer.model.state_dict().items() if not torch.equal(x, before[k])]
+        assert set(changed) >= {k for k, _ in trainer.model.named_parameters()}, name
+
+
+def test_colour_images_of_any_size_train_with_a_learned_sigma(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (60, 1, 1, 3)) * np.ones((60, 33, 47, 1))
+    np.save(tmp_path / "colour.npy", colours.astype(np.uint8))
+    run = override(recipe("conv-2d"), data=str(tmp_path / "colour.npy"), epochs=2, batch_size=16)
+    model = fit(run, out=tmp_path / "run")
+    assert model.likelihood_head.spec.word == "gaussian"
+    assert model.likelihood(torch.zeros(4, 2)).mean.shape == (4, 3, 33, 47)
+    assert model.likelihood_head.log_sigma.item() != pytest.approx(torch.tensor(0.3).log().item(), abs=1e-6)
+    assert load_model(tmp_path / "run").shape == (3, 33, 47)
+
+
+def test_bf16_is_close_to_fp32(digits):
+    """One step's loss in bf16 products agrees with fp32 to the precision of bf16."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = Trainer(override(RUNS["mlp"], precision=precision), digits, torch.device("cpu"))
+        trainer.train_step()
+        losses.append(float(trainer.terms[0, 0]))
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[0] != losses[1]
+
+
+def test_config_records_what_auto_was_resolved_to(tmp_path, digits):
+    fit(override(RUNS["mlp"], epochs=1), digits, out=tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert content["resolved"]["precision"] == "fp32"
+    assert content["resolved"]["device"] == "cpu"
+    assert content["resolved"]["threads"] == 2
+    assert content["data"]["test_sha256"]
+
+
+def test_a_batch_is_augmented_before_it_is_seen(digits):
+    run = override(RUNS["conv-beta"], augment_prob=1.0)
+    trainer = Trainer(run, digits, torch.device("cpu"))
+    seen: list[Batch] = []
+    original = type(run.objective).losses
+
+    def losses(self, model, networks, batch, noise):
+        seen.append(batch)
+        return original(self, model, networks, batch, noise)
+
+    type(run.objective).losses = losses
+    try:
+        trainer.train_step()
+    finally:
+        type(run.objective).losses = original
+    rows = trainer.order[: len(seen[0].x)]
+    assert (seen[0].x != digits.train.rows(rows).x).flatten(1).any(1).all()
+
+
+def test_time_is_measured(tmp_path, digits):
+    started = time.monotonic()
+    fit(override(RUNS["mlp"], epochs=1), digits, out=tmp_path / "run")
+    record = RunFolder.open(tmp_path / "run").history()[0]
+    assert 0 < record["seconds"] <= time.monotonic() - started
+    assert record["images_per_second"] > 0
