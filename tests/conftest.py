@@ -1,21 +1,16 @@
 """Fixtures. MNIST-dependent tests skip with a message where it cannot be had; all others run offline."""
 
 import logging
+import os
+
+# Before torch is loaded, and for every process that a test starts: models this small are slower on two threads than on
+# one, much slower on a busy machine, and results depend on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    """The same bits wherever the suite runs: results depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

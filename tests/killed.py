@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from vaelab import checkpoint, train
+from vaelab import checkpoint, trainer
 from vaelab.cli import main
 
 
@@ -17,7 +17,7 @@ def die():
 
 
 def kill_in_step(number):
-    original = train.Trainer._descend
+    original = trainer.Trainer._descend
 
     def descend(self, group, loss):
         if self.step == number:
@@ -25,7 +25,7 @@ def kill_in_step(number):
             die()
         return original(self, group, loss)
 
-    train.Trainer._descend = descend
+    trainer.Trainer._descend = descend
 
 
 def kill_in_write(number):

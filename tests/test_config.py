@@ -104,7 +104,9 @@ def test_recipes_are_as_their_sources_describe_them():
     assert warm.training.patience
 
 
-@pytest.mark.parametrize("statement", ["import vaelab", "import vaelab.cli", "import vaelab.recipes; vaelab.recipes.mlp()"])
+@pytest.mark.parametrize(
+    "statement", ["import vaelab", "import vaelab.cli", "import vaelab.recipes; vaelab.recipes.mlp()"]
+)
 def test_nothing_heavy_is_imported_early(statement):
     heavy = ["torch", "matplotlib", "sklearn", "scipy"]
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from test_readers import idx_bytes
 
+from test_readers import idx_bytes
 from vaelab.data import load
 from vaelab.data.augment import Motion, augment, move
 from vaelab.data.datasets import Dataset, binarize, binarize_batch

@@ -54,7 +54,9 @@ def server(tmp_path):
 def test_a_bad_host_is_passed_over_for_a_good_one(server, tmp_path, first):
     download(tmp_path / "cache", [f"{server}/{first}", f"{server}/good"], SHA256, timeout=5)
     assert gzip.decompress((tmp_path / "cache" / "images.gz").read_bytes()) == CONTENT
-    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["images.gz", "labels.gz"], "no temporary file stays"
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["images.gz", "labels.gz"], (
+        "no temporary file stays"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,7 @@ def test_mnist_that_cannot_be_had_says_what_was_tried(tmp_path, monkeypatch):
 
 def test_files_that_are_not_mnist_are_not_called_mnist(tmp_path, monkeypatch):
     import numpy as np
+
     from test_readers import idx_bytes
 
     folder = tmp_path / "mnist"

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracle import exact_log_px, linear_vae, sample_images
 from torch.distributions import Independent, Normal, kl_divergence
 
+from oracle import exact_log_px, linear_vae, sample_images
 from vaelab.divergences import analytic_kl, log_mean_exp
 from vaelab.models import Batch
 from vaelab.objectives import ELBO, elbo_terms

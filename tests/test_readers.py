@@ -164,7 +164,7 @@ class TestArrays:
 
     @pytest.mark.parametrize("shape", [(4, 3, 9, 3), (4, 1, 9, 3), (4, 9, 9, 2), (4,), (2, 2, 2, 2, 2), (4, 80)])
     def test_ambiguity_is_an_error(self, shape):
-        with pytest.raises(UsageError, match="a has shape|a holds 80"):
+        with pytest.raises(UsageError, match=r"a has shape|a holds 80"):
             as_images(np.zeros(shape, np.uint8), "a")
 
     def test_channels_resolve_it(self):

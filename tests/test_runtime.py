@@ -16,7 +16,11 @@ def test_noise_depends_on_seed_stream_and_step_alone():
     a = StepNoise(0, 3).normal("z", (4, 5))
     torch.manual_seed(99)
     assert torch.equal(a, StepNoise(0, 3).normal("z", (4, 5)))
-    for other in (StepNoise(1, 3).normal("z", (4, 5)), StepNoise(0, 4).normal("z", (4, 5)), StepNoise(0, 3).normal("y", (4, 5))):
+    for other in (
+        StepNoise(1, 3).normal("z", (4, 5)),
+        StepNoise(0, 4).normal("z", (4, 5)),
+        StepNoise(0, 3).normal("y", (4, 5)),
+    ):
         assert not torch.equal(a, other)
         assert abs(torch.corrcoef(torch.stack([a.flatten(), other.flatten()]))[0, 1]) < 0.7
 

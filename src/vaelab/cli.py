@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -10,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import tyro
 from rich.console import Console
@@ -21,6 +20,10 @@ from vaelab import __version__
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.recipes import RECIPES, recipe
+
+if TYPE_CHECKING:
+    from vaelab.data import Dataset
+    from vaelab.models import VAE
 
 _TAGLINE = "vaelab trains, measures, explains and ships variational autoencoders."
 
@@ -169,12 +172,14 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
         annotation = Annotated[leaf.type, tyro.conf.arg(name=flag, help=leaf.help, aliases=aliases)]
         fields.append((name, annotation, dataclasses.field(default=leaf.value)))
     for slot in slots_with_choice():
-        words = Literal[tuple(spec_names(slot))] | None  # pyright: ignore[reportInvalidTypeForm]
+        words = Optional[Literal[tuple(spec_names(slot))]]  # pyright: ignore[reportInvalidTypeForm] # noqa: UP045
         part = getattr(run, slot)
         help = f"kind of {slot.replace('_', ' ')}" + ("" if part is not None else " (default: by the data's channels)")
         annotation = Annotated[words, tyro.conf.arg(name=f"{slot}", help=help)]
         fields.append((f"{slot}_kind", annotation, dataclasses.field(default=None if part is None else part.word)))
-    fields.append(("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None))
+    fields.append(
+        ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None)
+    )
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
@@ -209,19 +214,17 @@ def evaluate(run: RunPath, /, split: Literal["train", "validation", "test"] = "t
 
     if num_samples < 1:
         raise UsageError(f"--num-samples {num_samples}: must be at least 1")
-    with _opened(run) as (config, model, data):
-        estimates = measure.evaluate(model, config, data, split, num_samples)
-        floor = None
-        if data.protocol == "grey" and not model.is_density(binary_data=data.binary):
-            floor = measure.grey_floor(data.split(split))
-        result: dict[str, Any] = {
-            "recipe": config.recipe,
-            "split": split,
-            "beta": config.objective.beta,
-            "data": data.record(),
-            "cross_entropy_floor": floor,
-            "metrics": {name: estimate.to_json() for name, estimate in estimates.items()},
-        }
+    config, model, data = _opened(run)
+    estimates = measure.evaluate(model, config, data, split, num_samples)
+    floor = None if model.is_density(binary_data=data.binary) else measure.grey_floor(data.split(split))
+    result: dict[str, Any] = {
+        "recipe": config.recipe,
+        "split": split,
+        "beta": config.objective.beta,
+        "data": data.record(),
+        "cross_entropy_floor": floor,
+        "metrics": {name: estimate.to_json() for name, estimate in estimates.items()},
+    }
     write_json(run / "metrics.json", result)
     if json:
         print(_json(result))
@@ -258,7 +261,10 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, out: Output = None) ->
     if num < 1:
         raise UsageError(f"--num {num}: must be at least 1")
     target = _target(run, out, f"sample-seed{seed}.png")
-    _write(target, pictures.png(figures.samples(load_model(run), num, seed=seed, title=f"{run.name}: samples, seed {seed}")))
+    _write(
+        target,
+        pictures.png(figures.samples(load_model(run), num, seed=seed, title=f"{run.name}: samples, seed {seed}")),
+    )
 
 
 def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["train", "validation", "test"] = "test",
@@ -288,10 +294,14 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
 
         channels, height, width = model.shape
         own = Path(images).suffix in (".npy", ".npz")
-        reading = Reading(None if own else (height, width), channels if channels in (1, 3) else None, config.data.value_range)
+        reading = Reading(
+            None if own else (height, width), channels if channels in (1, 3) else None, config.data.value_range
+        )
         pool = find(images, reading)
         if pool.train.x.shape[1:] != model.shape:
-            raise UsageError(f"--images {images}: images of {pool.train.x.shape[1:]}, the run was trained on {model.shape}")
+            raise UsageError(
+                f"--images {images}: images of {pool.train.x.shape[1:]}, the run was trained on {model.shape}"
+            )
         x, what = unit(torch.from_numpy(pool.train.x[:num])), Path(images).stem
     target = _target(run, out, f"reconstruct-{what}.png")
     title = f"{run.name}: images ({what}) and their reconstructions"
@@ -331,18 +341,15 @@ def _config(run: Path) -> Run:
     return RunFolder.open(run).run
 
 
-@contextlib.contextmanager
-def _opened(run: Path) -> Any:
+def _opened(run: Path) -> tuple[Run, VAE, Dataset]:
     """A run's configuration, model and data, the data checked to be those that it was trained on."""
     from vaelab.folder import RunFolder
-    from vaelab.train import load_data, load_model
+    from vaelab.train import load_data, load_model, require_same_data
 
     model, folder = load_model(run), RunFolder.open(run)
-    data, recorded = load_data(folder.run), folder.config()["data"]
-    for key, value in data.record().items():
-        if recorded.get(key) != value:
-            raise FailureError(f"the data have changed since {run} was trained: {key} was {recorded.get(key)}, is {value}")
-    yield folder.run, model, data
+    data = load_data(folder.run)
+    require_same_data(folder, data)
+    return folder.run, model, data
 
 
 def _target(run: Path, out: Path | None, name: str) -> Path:

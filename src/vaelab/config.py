@@ -11,7 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Union, final
 
 from vaelab import specs
@@ -204,7 +204,8 @@ def check(run: Run) -> None:
 
 
 _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
-             "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size", "image_size"}  # fmt: skip
+             "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
+             "image_size"}  # fmt: skip
 _FRACTION = {"augment_prob", "ema_decay", "dropout", "lr_factor"}
 
 
@@ -216,7 +217,7 @@ def _check_number(name: str, number: float) -> None:
         raise UsageError(f"{flag} {number}: must be a finite number")
     if (positive and number <= 0) or number < 0:
         raise UsageError(f"{flag} {number}: must be {'greater than' if positive else 'at least'} 0")
-    if base in _FRACTION and number > 1 or base in ("ema_decay", "dropout") and number == 1:
+    if (base in _FRACTION and number > 1) or (base in ("ema_decay", "dropout") and number == 1):
         raise UsageError(f"{flag} {number}: must be between 0 and 1")
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from vaelab.models import VAE
 # Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
@@ -162,10 +164,12 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], term: str, name: st
     marker = "o" if len(epochs) == 1 else None
     axes.plot(epochs, [r[term] for r in history], color=colour, alpha=0.55, label=f"{prefix}training", marker=marker)
     validation = [r[f"validation_{term}"] for r in history]
-    axes.plot(epochs, validation, color=colour, linestyle="--", label=f"{prefix}validation", marker=marker)
+    # The monitored loss weighs the KL as at the end of the annealing, whatever the epoch.
+    ending = r" (at the final $\beta$)" if term == "loss" and history[0]["beta"] != history[-1]["beta"] else ""
+    axes.plot(epochs, validation, color=colour, linestyle="--", label=f"{prefix}validation{ending}", marker=marker)
     axes.set_xlabel("epoch")
     axes.set_ylabel("nats per image")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
@@ -179,7 +183,7 @@ def latent_map(
     *,
     title: str = "",
 ) -> Figure:
-    """Posterior means (N, D) in the plane, coloured by class: as they are for D = 2, else their two main directions (PCA)."""
+    """Posterior means (N, D) in the plane, coloured by class: as they are for D = 2, else by PCA."""
     names = ("$z_1$", "$z_2$")
     if codes.shape[1] == 1:
         codes = np.concatenate([codes, np.zeros_like(codes)], 1)
@@ -188,7 +192,10 @@ def latent_map(
 
         pca = PCA(2, svd_solver="full").fit(codes)
         codes = pca.transform(codes)
-        names = tuple(f"principal component {i + 1} ({r:.0%} of the variance)" for i, r in enumerate(pca.explained_variance_ratio_))
+        names = tuple(
+            f"principal component {i + 1} ({r:.0%} of the variance)"
+            for i, r in enumerate(pca.explained_variance_ratio_)
+        )
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
@@ -196,9 +203,18 @@ def latent_map(
         for i, group in enumerate(groups):
             rows = codes if labels is None else codes[labels == group]
             label = "" if group is None else (classes[group] if classes else str(group))
-            axes.scatter(rows[:, 0], rows[:, 1], s=4, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)], label=label)
+            axes.scatter(
+                rows[:, 0], rows[:, 1], s=4, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)], label=label
+            )
+            if group is not None:  # a name on each cloud: nobody should have to match ten colours with a legend
+                x, y = np.median(rows, 0)
+                outline = [withStroke(linewidth=3, foreground="white")]
+                axes.text(x, y, label, fontsize=13, weight="bold", ha="center", va="center", path_effects=outline)
         if len(groups) > 1:
-            axes.legend(markerscale=4, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+            legend = axes.legend(markerscale=4, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+            for handle in legend.legend_handles:
+                if handle is not None:
+                    handle.set_alpha(1)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
         axes.set_title(title or "Posterior means")

@@ -1,7 +1,7 @@
 """The run folder: where a run keeps its configuration, history, checkpoints and pictures.
 
-``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all that
-a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` written by ``evaluate``.
+``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all
+that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` written by ``evaluate``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--out {path} is a file: choose another folder")
         if (path / "config.json").exists():
-            raise UsageError(f"{path} holds a run already: go on with it by --resume, or choose another folder with --out")
+            raise UsageError(
+                f"{path} holds a run already: go on with it by --resume, or choose another folder with --out"
+            )
         if path.exists() and any(path.iterdir()):
             raise UsageError(f"{path} is not empty and holds no run of vaelab: choose another folder with --out")
         return cls(path)
@@ -102,7 +104,9 @@ class RunFolder:
             if leaf.value == kept or name in MACHINE_SETTINGS or _may_extend(name, kept, leaf.value, run):
                 continue
             flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} {leaf.value} differs from the {kept} of the run in {self.path}: leave it out{_why(name)}")
+            raise UsageError(
+                f"{flag} {leaf.value} differs from the {kept} of the run in {self.path}: leave it out{_why(name)}"
+            )
         return run
 
     # history

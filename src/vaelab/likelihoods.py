@@ -13,8 +13,8 @@ from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent, Normal
 
 from vaelab import specs
 
@@ -66,7 +66,7 @@ class Bernoulli(nn.Module):
 
 @final
 class Gaussian(nn.Module):
-    r"""Normal pixels with one :math:`\sigma`: :math:`\log p = -\sum_i [(x_i - m_i)^2 / 2\sigma^2 + \log \sigma \sqrt{2\pi}]`.
+    r"""Normal pixels with one sigma: :math:`\log p = -\sum_i [(x_i - m_i)^2 / 2\sigma^2 + \log \sigma \sqrt{2\pi}]`.
 
     The mean is a sigmoid of the decoder's output, as pixels lie in [0, 1]. A learned sigma balances distortion against
     rate by itself, so that no weight on the KL has to be tuned.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -87,7 +86,9 @@ class Draw:
 
     def _require_log_qz(self, what: str) -> Tensor:
         if self.log_qz is None:
-            raise TypeError(f"{what} is undefined for this model: its posterior {type(self.qz).__name__} has no density")
+            raise TypeError(
+                f"{what} is undefined for this model: its posterior {type(self.qz).__name__} has no density"
+            )
         return self.log_qz
 
 
@@ -129,6 +130,7 @@ class VAE(nn.Module):
         Rezende, Mohamed & Wierstra (2014), Stochastic Backpropagation. https://arxiv.org/abs/1401.4082
 
     Example:
+        >>> import torch
         >>> from vaelab import specs
         >>> vae = VAE(specs.MLPEncoder(), specs.DiagonalNormal(2), specs.StandardNormal(), specs.MLPDecoder(),
         ...           specs.Bernoulli(), shape=(1, 28, 28))

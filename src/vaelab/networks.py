@@ -149,7 +149,7 @@ class ConvDecoder(nn.Module):
         for i, (channels, width) in enumerate(zip(spec.conv_channels, widths, strict=True)):
             last = i == len(widths) - 1
             normalised = spec.batch_norm and not last
-            grow = [1 - target % 2 for target in sides[i + 1]]
+            grow = (1 - sides[i + 1][0] % 2, 1 - sides[i + 1][1] % 2)
             layers += [nn.ConvTranspose2d(channels, width, 3, 2, 1, output_padding=grow, bias=not normalised)]
             layers += [nn.BatchNorm2d(width)] if normalised else []
             layers += [] if last else [_activation(spec.activation)]

@@ -123,6 +123,7 @@ def elbo_terms(
         model: put it in ``eval()`` mode first, if dropout and batch norm should be off.
         batches: images with the noise that belongs to their rows.
         num_samples: K, over which each example's distortion is averaged.
+
     Returns:
         Two arrays of shape (N,).
     """

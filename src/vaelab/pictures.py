@@ -51,7 +51,7 @@ def draw_each_epoch(epoch: Epoch) -> None:
 
 
 def draw_at_end(run: Run, model: VAE, data: Dataset, history: list[dict[str, Any]], folder: Path) -> None:
-    """Draw the pictures of a finished run, from its best model; those with an epoch in their name, of its last epoch."""
+    """Draw the pictures of a finished run, from its best model."""
     last = history[-1]["epoch"] if history else 0
     scene = Scene(run, model, data, history, last)
     _draw([p for p in run.pictures if p.every is None or last % p.every], scene, folder)
@@ -72,7 +72,9 @@ def _samples(scene: Scene) -> bytes:
 
 def _reconstructions(scene: Scene) -> bytes:
     x = _first_of_each_class(scene.data, 30)
-    return png(figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions")))
+    return png(
+        figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions"))
+    )
 
 
 def _first_of_each_class(data: Dataset, count: int) -> Tensor:
@@ -182,7 +184,9 @@ def gif(frames: Tensor) -> bytes:
     scale = max(1, round(GIF_SIDE / max(height, width)))
     pixels = (frames.clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     images = [
-        Image.fromarray(p[..., 0] if p.shape[2] == 1 else p).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        Image.fromarray(p[..., 0] if p.shape[2] == 1 else p).resize(
+            (width * scale, height * scale), Image.Resampling.BICUBIC
+        )
         for p in pixels
     ]
     buffer = io.BytesIO()

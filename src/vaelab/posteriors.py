@@ -33,6 +33,7 @@ class Posterior(Protocol):
             noise: where the randomness comes from (stream ``"z"``).
             stop: take the log-density with the distribution's parameters held constant, so that its gradient flows
                 through the sample alone (sticking the landing).
+
         Returns:
             The sample, and a function that computes its log-density ``(*shape, B)``; None where there is no density.
         """
@@ -40,7 +41,7 @@ class Posterior(Protocol):
 
 
 @final
-class NormalPosterior(Independent):
+class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument]
     r"""A diagonal normal over D latents: :math:`q(z|x) = \prod_d N(z_d; \mu_d, \sigma_d^2)`.
 
     A ``torch.distributions.Distribution`` with batch shape (B,) and event shape (D,), so ``mean``, ``rsample((50,))``,
@@ -48,7 +49,9 @@ class NormalPosterior(Independent):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        normal = Normal(loc, scale, validate_args=False)
+        super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        self.loc, self.scale = loc, scale
 
     def rsample_and_log_prob(
         self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
@@ -58,7 +61,7 @@ class NormalPosterior(Independent):
         Reference:
             Kingma & Welling (2014), Auto-Encoding Variational Bayes, section 2.4. https://arxiv.org/abs/1312.6114
         """
-        loc, scale = self.base_dist.loc, self.base_dist.scale
+        loc, scale = self.loc, self.scale
         # The batch leads in noise (a process gets its rows), the samples lead in z.
         count = math.prod(shape)
         eps = noise.normal("z", (loc.shape[0], count, *loc.shape[1:])).transpose(0, 1)

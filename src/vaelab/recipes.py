@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vaelab import specs
-from vaelab.config import Augment, Data, Picture, Run, Training
+from vaelab.config import Augment, Picture, Run, Training
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.objectives import ELBO
 
@@ -69,7 +69,7 @@ def mlp_2d() -> Run:
 
 
 def conv_2d() -> Run:
-    """A convolutional VAE with a two-dimensional bottleneck: the learned manifold of *Auto-Encoding Variational Bayes*."""
+    """A convolutional VAE with a two-dimensional bottleneck: the manifold of *Auto-Encoding Variational Bayes*."""
     return Run(
         recipe="conv-2d",
         encoder=specs.ConvEncoder((32, 64), hidden_dims=(256,)),
@@ -132,11 +132,17 @@ def conv_beta() -> Run:
 
 RECIPES: dict[str, Recipe] = {
     "conv-warmup": Recipe(
-        conv_warmup, "conv VAE, KL warm-up, plateau schedule, early stopping, animations", "000_577eaa41b4d2401e.txt", {}, ""
+        conv_warmup,
+        "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
+        "000_577eaa41b4d2401e.txt",
+        {},
+        "",
     ),
     "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, ""),
     "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, ""),
-    "conv-2d": Recipe(conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, ""),
+    "conv-2d": Recipe(
+        conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, ""
+    ),
     "conv-beta": Recipe(
         conv_beta,
         "conv beta-VAE, batch norm, dropout, annealing, augmentation",

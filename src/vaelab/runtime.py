@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, final, runtime_checkable
@@ -148,7 +148,7 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "
 
 def reseed_dropout(seed: int, step: int, rank: int = 0) -> None:
     """Reseed torch's global generator for one step: dropout takes its masks from there and accepts no other."""
-    torch.manual_seed(_derived_seed(seed, "dropout", step, rank))
+    torch.manual_seed(_derived_seed(seed, "dropout", step, rank))  # pyright: ignore[reportUnknownMemberType]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -164,7 +164,9 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used here ({reason}); --device auto takes what there is") from error
+        raise UsageError(
+            f"--device {name} cannot be used here ({reason}); --device auto takes what there is"
+        ) from error
     return device
 
 
@@ -193,7 +195,7 @@ def resolve_precision(requested: Precision, device: torch.device, bf16_gap: floa
 
 
 @contextlib.contextmanager
-def threads(count: int | None) -> Iterator[int]:
+def threads(count: int | None) -> Generator[int]:
     """Compute with ``count`` CPU threads inside the block (None: leave as is), then restore what was set."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

@@ -1,8 +1,8 @@
 """Schedules: pure functions of the step, composed from five pieces.
 
-A schedule maps a step (0, 1, 2, ...) to a float: a learning rate, a weight on the KL, a temperature. It has no state, so
-a resumed run needs nothing but its step. (ReduceLROnPlateau is no schedule: it depends on the validation curve, and its
-state is part of the checkpoint.)
+A schedule maps a step (0, 1, 2, ...) to a float: a learning rate, a weight on the KL, a temperature. It has no state,
+so a resumed run needs nothing but its step. (ReduceLROnPlateau is no schedule: it depends on the validation curve, and
+its state is part of the checkpoint.)
 """
 
 from __future__ import annotations

@@ -158,9 +158,7 @@ def unit(x: Tensor) -> Tensor:
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 
-def binarize(
-    x: NDArray[np.uint8] | NDArray[np.float32], protocol: Protocol, split_number: int
-) -> NDArray[np.uint8]:
+def binarize(x: NDArray[np.uint8] | NDArray[np.float32], protocol: Protocol, split_number: int) -> NDArray[np.uint8]:
     """Make pixels binary (0 or 255), the same way on every machine.
 
     ``threshold``: x > 0.5. ``static`` and ``dynamic``: one draw with P(1) = x from NumPy's legacy generator, whose
@@ -169,7 +167,7 @@ def binarize(
     bytes_ = x.dtype == np.uint8
     if protocol == "threshold":
         return np.where(x > (127 if bytes_ else 0.5), np.uint8(255), np.uint8(0))
-    draw = np.random.RandomState(BINARIZATION_SEED + split_number)  # noqa: NPY002
+    draw = np.random.RandomState(BINARIZATION_SEED + split_number)
     # Of the 255 values 0..254, v lie below v: P(1) is v/255 exactly.
     noise = draw.randint(0, 255, x.shape, np.uint8) if bytes_ else draw.random_sample(x.shape)
     return np.where(noise < x, np.uint8(255), np.uint8(0))
@@ -189,7 +187,9 @@ def _split(pool: Pool, validation_size: float | None, test_size: float | None) -
     held_out = _count(validation_size, total, "--validation-size")
     tested = 0 if pool.test is not None else _count(0.1 if test_size is None else test_size, total, "--test-size")
     if total - held_out - tested < 1:
-        raise UsageError(f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out")
+        raise UsageError(
+            f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out"
+        )
     order = _order(pool)
     train, validation, test = np.split(order, [total - held_out - tested, total - tested])
     return [_take(pool.train, train), _take(pool.train, validation), pool.test or _take(pool.train, test)]
@@ -200,7 +200,7 @@ def _order(pool: Pool) -> NDArray[np.int64]:
     total = len(pool.train.x)
     if pool.test is not None:
         return np.arange(total)
-    return np.random.RandomState(SPLIT_SEED).permutation(total)  # noqa: NPY002
+    return np.random.RandomState(SPLIT_SEED).permutation(total)
 
 
 def _indices(pool: Pool, parts: list[Images]) -> list[Tensor]:

@@ -49,6 +49,7 @@ def read_idx(path: Path) -> NDArray[np.generic]:
 
     Reference:
         LeCun, Cortes & Burges, The MNIST database, "File formats".
+
     Raises:
         FailureError: if the file is missing, truncated, too long, damaged or no idx file.
     """
@@ -92,12 +93,12 @@ def read_idx_pair(images: Path, labels: Path | None) -> Images:
     if x.dtype != np.uint8 or x.ndim != 3:
         raise FailureError(f"{images} holds {x.dtype} of shape {x.shape}, not uint8 images (N, H, W)")
     if labels is None:
-        return Images(x[:, None])
+        return Images(x.astype(np.uint8)[:, None])
     y = read_idx(labels)
     if y.ndim != 1 or len(y) != len(x):
         raise FailureError(f"{labels} holds {y.shape} labels for the {len(x)} images of {images}")
     names = tuple(str(label) for label in range(int(y.max(initial=0)) + 1))
-    return Images(x[:, None], y.astype(np.int64), names)
+    return Images(x.astype(np.uint8)[:, None], y.astype(np.int64), names)
 
 
 # --- folders of images ----------------------------------------------------------------------------------------------
@@ -113,6 +114,7 @@ def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | 
         root: a folder of images, or of one sub-folder a class.
         image_size: (height, width); None: all must have the same size.
         channels: 1 for grey, 3 for colour; None: grey if every image is.
+
     Raises:
         FailureError: if the folder is empty, a file is no image, or the sizes differ.
         UsageError: if the folder is split into train and test already.
@@ -143,7 +145,9 @@ def _list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | 
         stray = next(path for path in visible if not path.is_dir())
         raise FailureError(f"{root} mixes files ({stray.name}) with sub-folders ({folders[0].name}): use one or other")
     if {"train", "test"} <= {path.name.lower() for path in folders}:
-        raise UsageError(f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train")
+        raise UsageError(
+            f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train"
+        )
     if not folders:
         files, classes = [(path, 0) for path in visible], None
     else:
@@ -167,7 +171,8 @@ def _read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.ui
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FailureError(f"{path} is not an image that can be read ({error}); remove it or repair it") from error
     if image_size is not None:
-        picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.LANCZOS)
+        height, width = image_size
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8)
 
 
@@ -198,7 +203,9 @@ def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise FailureError(f"{path} holds Python objects, which are never unpickled: save a numeric array") from error
+            raise FailureError(
+                f"{path} holds Python objects, which are never unpickled: save a numeric array"
+            ) from error
         raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
@@ -266,10 +273,14 @@ def _to_nchw(
         first, last = array.shape[1] in wanted, array.shape[3] in wanted
         if first == last:
             what = "could be (N, C, H, W) or (N, H, W, C)" if first else "has no axis of 1 or 3 channels"
-            raise UsageError(f"{name} has shape {array.shape}, which {what}: save it as (N, C, H, W), or give --channels")
+            raise UsageError(
+                f"{name} has shape {array.shape}, which {what}: save it as (N, C, H, W), or give --channels"
+            )
         x = array if first else array.transpose(0, 3, 1, 2)
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
     if image_size is not None and x.shape[2:] != image_size:
-        raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out")
+        raise UsageError(
+            f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out"
+        )
     return np.ascontiguousarray(x)

@@ -10,13 +10,23 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from platformdirs import user_cache_path
 
 from vaelab.data.download import MNIST_SHA256, download
-from vaelab.data.readers import Images, Range, as_images, parse_idx, read_array_file, read_folder, read_idx_pair, unpacked
+from vaelab.data.readers import (
+    Images,
+    Range,
+    as_images,
+    parse_idx,
+    read_array_file,
+    read_folder,
+    read_idx_pair,
+    unpacked,
+)
 from vaelab.errors import FailureError, UsageError, did_you_mean
 
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -50,7 +60,9 @@ def find(source: str, reading: Reading) -> Pool:
     """
     if source in NAMED:
         if reading != Reading():
-            raise UsageError(f"--image-size, --channels and --range describe your own files, not {source}: leave them out")
+            raise UsageError(
+                f"--image-size, --channels and --range describe your own files, not {source}: leave them out"
+            )
         return NAMED[source]()
     path = Path(source).expanduser()
     if not path.exists():
@@ -94,7 +106,7 @@ def digits() -> Pool:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 (Alpaydin & Kaynak 1998), upsampled to 28 x 28. Embedded."""
     from sklearn.datasets import load_digits
 
-    bundled = load_digits()
+    bundled: Any = load_digits()
     small = np.asarray(bundled.images * (255 / 16), np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
     return Pool("digits", Images(np.stack(large)[:, None], bundled.target.astype(np.int64), tuple("0123456789")))

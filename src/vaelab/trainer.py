@@ -1,0 +1,271 @@
+"""The state of a training run and what changes it: a step, the end of an epoch, a checkpoint that is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vaelab import specs
+from vaelab.config import Run
+from vaelab.data.augment import Motion, augment
+from vaelab.data.datasets import Dataset, binarize_batch
+from vaelab.errors import FailureError
+from vaelab.models import VAE
+from vaelab.objectives import elbo_terms
+from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed_dropout, resolve_precision
+from vaelab.specs import Shape
+
+log = logging.getLogger("vaelab")
+
+TERMS: tuple[str, ...] = ("loss", "distortion", "rate", "grad_norm")  # recorded of every step, in nats per example
+EVALUATION_BATCH = 500
+
+
+def build_model(run: Run, shape: Shape) -> VAE:
+    """Make a run's model for images of this shape, with weights that depend on the run's seed alone."""
+    likelihood = run.likelihood or (specs.Bernoulli() if shape[0] == 1 else specs.Gaussian())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(run.training.seed, "weights").initial_seed())
+        return VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
+
+
+@final
+class Trainer:
+    """The state of a run, and the three things that change it: a step, the end of an epoch, loading a checkpoint."""
+
+    def __init__(self, run: Run, data: Dataset, device: torch.device) -> None:
+        self.run, self.data, self.device = run, data, device
+        self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
+        self.batch_size = min(run.training.batch_size, len(data.train))
+        if self.batch_size < run.training.batch_size:
+            log.info("batch size %d: there are no more training images", self.batch_size)
+        self.steps_per_epoch = len(data.train) // self.batch_size
+        self.model = build_model(run, data.shape).to(device)
+        self.networks = run.objective.networks(self.model).to(device)
+        self.groups = run.objective.groups(self.model, self.networks)
+        self.schedule = run.schedule.schedule(self.steps_per_epoch, run.training.epochs)
+        self.optimizers = {name: run.optimizer.build(group, self.schedule(0)) for name, group in self.groups.items()}
+        self.plateaus = [_plateau(run.schedule, optimizer) for optimizer in self.optimizers.values()]
+        self.average = _average(self.model, run.training.ema_decay)
+        self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
+        self.step = 0
+        self.stopped = False
+        self.best: tuple[float, int] | None = None  # the lowest monitored loss, and its epoch
+        self.best_weights: dict[str, Tensor] | None = None
+        # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
+        self.terms = torch.zeros(self.steps_per_epoch, len(TERMS), device=device)
+        self.order = torch.empty(0)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs that lie behind."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, unless it stops early."""
+        return self.run.training.epochs * self.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.stopped or self.step >= self.total_steps
+
+    @property
+    def evaluated(self) -> VAE:
+        """The model whose weights count: the averaged ones, if the run averages."""
+        return self.model if self.average is None else cast(VAE, self.average.module)
+
+    def train_step(self) -> None:
+        """Take one step."""
+        within = self.step % self.steps_per_epoch
+        if within == 0 or len(self.order) == 0:
+            self.order = epoch_order(len(self.data.train), self.run.training.seed, self.epoch, self.device)
+        noise = StepNoise(self.run.training.seed, self.step, self.device)
+        batch = self.data.train.rows(self.order[within * self.batch_size : (within + 1) * self.batch_size])
+        batch = augment(batch, self.motion, noise)
+        if self.data.protocol == "dynamic":
+            batch = binarize_batch(batch, noise)
+        reseed_dropout(self.run.training.seed, self.step)
+        self.model.train()
+        objective = self.run.objective.at(self.step / self.steps_per_epoch)
+        losses = objective.losses(self.model, self.networks, batch, noise)
+        norm = self.terms.new_zeros(())
+        while True:
+            try:
+                with self._autocast():
+                    group, loss = next(losses)
+            except StopIteration as end:
+                terms: dict[str, Tensor] = end.value
+                break
+            norm = torch.maximum(norm, self._descend(group, loss))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.terms[within] = torch.stack([terms["loss"], terms["distortion"], terms["rate"], norm])
+        self.step += 1
+
+    def _descend(self, group: str, loss: Tensor) -> Tensor:
+        """One optimizer step of one group; returns the gradient's norm where it is clipped, else 0."""
+        parameters, optimizer = self.groups[group], self.optimizers[group]
+        if not isinstance(self.run.schedule, specs.Plateau):
+            for settings in optimizer.param_groups:
+                settings["lr"] = self.schedule(self.step)
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        clip = self.run.training.clip_norm
+        norm = loss.new_zeros(()) if clip is None else clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        return norm
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def learning_rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    def recent_terms(self) -> dict[str, float]:
+        """Mean terms of the last steps of this epoch, at most 50, and the learning rate.
+
+        Raises:
+            FailureError: if a loss of this epoch is not finite, naming the step and the term.
+        """
+        self.check_finite()
+        done = self._steps_into_epoch()
+        mean = self.terms[max(0, done - 50) : done].mean(0).tolist()
+        return {**dict(zip(TERMS, mean, strict=True)), "learning_rate": self.learning_rate()}
+
+    def check_finite(self) -> None:
+        """Raise if a step of this epoch had a loss that is NaN or infinite."""
+        done = self._steps_into_epoch()
+        terms = self.terms[:done, :3]
+        bad = (~torch.isfinite(terms)).nonzero()
+        if len(bad) == 0:
+            return
+        row, _ = bad[0].tolist()
+        values: dict[str, float] = dict(zip(TERMS, terms[row].tolist(), strict=False))
+        term = next((name for name in ("distortion", "rate") if not math.isfinite(values[name])), "loss")
+        step = self.step - done + row
+        raise FailureError(
+            f"the loss is no longer finite: {term} is {values[term]} at step {step} "
+            f"(epoch {step // self.steps_per_epoch + 1}); try a smaller learning rate, or --clip-norm 1"
+        )
+
+    def _steps_into_epoch(self) -> int:
+        """Steps whose terms are at hand: of the running epoch, or all of the one that has just ended."""
+        return (self.step - 1) % self.steps_per_epoch + 1 if self.step else 0
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Validate, remember the best weights, let plateau and early stopping decide; return the epoch's record."""
+        self.check_finite()
+        objective = self.run.objective.at(self.step / self.steps_per_epoch)
+        training = dict(zip(TERMS, self.terms.double().mean(0).tolist(), strict=True))
+        learning_rate = self.learning_rate()
+        validation = self.validate()
+        self._monitor(validation["validation_loss"])
+        if self.run.training.clip_norm is None:
+            del training["grad_norm"]
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            **training,
+            **validation,
+            "beta": objective.beta,
+            "learning_rate": learning_rate,
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Validation means in nats per image, the loss at the objective's final weights, with fixed noise."""
+        model = self.evaluated.eval()
+        with self._autocast():
+            distortion, rate = elbo_terms(model, self.data.validation.batches(EVALUATION_BATCH))
+        means = torch.tensor([distortion.mean(), rate.mean()], dtype=torch.float64)
+        loss = float(self.run.objective.at(math.inf).weigh(means[0], means[1]))
+        if not math.isfinite(loss):
+            raise FailureError(f"the validation loss is {loss} after step {self.step}: try a smaller learning rate")
+        return {"validation_loss": loss, "validation_distortion": float(means[0]), "validation_rate": float(means[1])}
+
+    def _monitor(self, loss: float) -> None:
+        settled = max(self.run.objective.annealing_epochs, self.run.schedule.warmup_epochs)
+        if self.epoch < settled:
+            return
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, self.epoch)
+            self.best_weights = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
+        for plateau in self.plateaus:
+            if plateau is not None:
+                plateau.step(loss)
+        patience = self.run.training.patience
+        self.stopped = patience is not None and self.epoch - self.best[1] >= patience
+
+    def best_model(self) -> VAE:
+        """The model with the best weights, in ``eval`` mode; the current ones if none were monitored yet."""
+        model = self.evaluated
+        if self.best_weights is not None:
+            model.load_state_dict(self.best_weights)
+        return model.eval()
+
+    def state(self) -> dict[str, Any]:
+        """All that a resume needs besides the configuration."""
+        return {
+            "step": self.step,
+            "stopped": self.stopped,
+            "best": None if self.best is None else list(self.best),
+            "model": self.model.state_dict(),
+            "networks": self.networks.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "plateaus": [None if plateau is None else plateau.state_dict() for plateau in self.plateaus],
+            "terms": self.terms,
+        }
+
+    def load_state(self, state: dict[str, Any], best_weights: dict[str, Tensor] | None) -> None:
+        """Take up the state of a checkpoint."""
+        self.step, self.best_weights = state["step"], best_weights
+        self.best = None if state["best"] is None else tuple(state["best"])
+        # A run that had come to its end by early stopping stays ended; more epochs do not revive it.
+        self.stopped = state["stopped"]
+        self.model.load_state_dict(state["model"])
+        self.networks.load_state_dict(state["networks"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for plateau, saved in zip(self.plateaus, state["plateaus"], strict=True):
+            if plateau is not None:
+                plateau.load_state_dict(saved)
+        self.terms.copy_(state["terms"])
+
+    def resolved(self) -> dict[str, Any]:
+        """What ``auto`` was resolved to, and the machine, for ``config.json``."""
+        return {
+            "precision": self.precision,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "batch_size": self.batch_size,
+            "steps_per_epoch": self.steps_per_epoch,
+            "parameters": self.model.num_parameters(),
+            "machine": machine(self.device),
+            "torch": torch.__version__,
+        }
+
+
+def _plateau(schedule: Any, optimizer: Optimizer) -> ReduceLROnPlateau | None:
+    if not isinstance(schedule, specs.Plateau):
+        return None
+    return ReduceLROnPlateau(
+        optimizer, factor=schedule.lr_factor, patience=schedule.lr_patience, min_lr=schedule.min_lr
+    )
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

@@ -1,0 +1,345 @@
+"""The command line as a user meets it: every wrong input gets one clear line, the right exit code, and harms nothing."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaelab import checkpoint
+from vaelab.cli import COMMANDS, main
+from vaelab.recipes import RECIPES
+
+TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "mlp"
+    assert main([*TRAIN, "--beta", "0.5", "--out", str(out)]) == 0
+    return out
+
+
+def complaint(capsys) -> str:
+    """The one line that a failing command prints."""
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("vaelab: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+# --- what works -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "conv-beta", "--help"], ["recipes"]])
+def test_help_answers_at_once(arguments):
+    """Half a second is the promise; the median of a few runs, on a machine that may be busy, must be below one."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", "vaelab", *arguments], capture_output=True, text=True)
+        times.append(time.perf_counter() - started)
+        assert result.returncode == 0, result.stderr
+    assert sorted(times)[1] < 1.0
+    assert all(name in result.stdout for name in (COMMANDS if arguments == ["--help"] else []))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    try:
+        code = main([command, "--help"])
+    except SystemExit as leave:
+        code = leave.code
+    assert code in (0, None)
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_recipes_lists_all_with_their_published_numbers(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in RECIPES)
+    assert "71.16" in out
+
+
+def test_evaluate_prints_a_table_or_json_and_writes_metrics(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    out = capsys.readouterr().out
+    for word in ("-ELBO", "distortion", "rate", "0.5 rate", "s.e.", "180", "no likelihood"):
+        assert word in out
+    assert main(["evaluate", str(run), "--json", "--split", "validation", "--num-samples", "2"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((run / "metrics.json").read_text())
+    assert printed["data"]["test_sha256"]
+    assert printed["metrics"]["negative_elbo"]["n"] == 180
+    assert "2 posterior samples" in printed["metrics"]["rate"]["protocol"]
+
+
+def test_sample_reconstruct_and_animate_write_pictures(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--num", "5", "--seed", "3"]) == 0
+    assert main(["reconstruct", str(run), "--num", "4", "--out", str(tmp_path / "r.png")]) == 0
+    assert main(["animate", str(run), "--digits", "314", "--frames", "3"]) == 0
+    written = capsys.readouterr().out.split()
+    assert written == [str(run / "sample-seed3.png"), str(tmp_path / "r.png"), str(run / "animate-314.gif")]
+    for path in written:
+        Image.open(path).verify()
+
+
+def test_reconstruct_takes_own_images(run, tmp_path):
+    picture = np.zeros((50, 50), np.uint8)
+    picture[10:40, 20:30] = 255
+    (tmp_path / "mine").mkdir()
+    Image.fromarray(picture).save(tmp_path / "mine" / "a.png")
+    out = tmp_path / "out.png"
+    assert main(["reconstruct", str(run), "--images", str(tmp_path / "mine"), "--out", str(out)]) == 0
+    assert out.exists()
+
+
+def test_an_interrupted_pipe_is_no_error():
+    command = f"{sys.executable} -m vaelab recipes | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr
+
+
+def test_training_is_quiet_in_a_pipe(tmp_path):
+    command = [sys.executable, "-m", "vaelab", *TRAIN, "--out", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) <= 5
+    assert "\x1b" not in result.stderr
+
+
+def test_a_terminal_shows_progress(tmp_path):
+    """In a pseudo-terminal the live line has loss, distortion, rate, learning rate, images/s and the time left."""
+    import pty
+
+    text = bytearray()
+
+    def read(descriptor):
+        data = os.read(descriptor, 65536)
+        text.extend(data)
+        return data
+
+    os.environ["COLUMNS"] = "200"
+    try:
+        command = [
+            sys.executable,
+            "-m",
+            "vaelab",
+            *TRAIN[:-1],
+            "8",
+            "--batch-size",
+            "16",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+        status = pty.spawn(command, read)
+    finally:
+        del os.environ["COLUMNS"]
+    assert status == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.decode())
+    assert re.search(r"epoch \d/8 .*loss \d.* distortion \d.* rate \d.* lr 0\.001 .*\d images/s \d:\d\d:\d\d", shown)
+
+
+# --- what does not --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["train", "conv-bta"], "no recipe 'conv-bta'; did you mean 'conv-beta'?"),
+        (["train", "--epochs", "3"], "the recipe comes first"),
+        (["train", "mlp", "--epochs", "-1"], "--epochs -1: must be greater than 0"),
+        (["train", "mlp", "--batch-size", "0"], "--batch-size 0: must be greater than 0"),
+        (["train", "mlp", "--beta", "nan"], "--beta nan: must be a finite number"),
+        (["train", "mlp", "--optimizer", "adagrad"], "optimizer 'adagrad' is not known"),
+        ([*TRAIN, "--device", "tpu"], "--device tpu cannot be used here"),
+        (["train", "mlp", "--data", "mnits"], "neither a path nor a data set; did you mean 'mnist'?"),
+        (["train", "mlp", "--data", "digits", "--image-size", "32", "32"], "describe your own files"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["sample", "nowhere"], "nowhere holds no run"),
+        (["train", "mlp", "--out", "nowhere", "--resume"], "nowhere holds no run"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in complaint(capsys)
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("flag", "suggestion"), [("--bta", "--beta"), ("--epoch-s", "--epochs"), ("--learning-rat", "--learning-rate")]
+)
+def test_unknown_flags_are_answered_with_the_closest(flag, suggestion, capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["train", "mlp", flag, "3"])
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert flag in error
+    assert suggestion in error
+    assert "Traceback" not in error
+
+
+def test_an_output_folder_that_holds_another_run_is_left_alone(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert main([*TRAIN, "--out", str(run)]) == 2
+    assert "holds a run already: go on with it by --resume" in complaint(capsys)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_an_output_folder_with_other_files_or_a_file_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert main([*TRAIN, "--out", str(tmp_path)]) == 2
+    assert "is not empty and holds no run" in complaint(capsys)
+    assert main([*TRAIN, "--out", str(tmp_path / "thesis.txt")]) == 2
+    assert "is a file" in complaint(capsys)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_an_existing_picture_is_not_overwritten(run, tmp_path, capsys):
+    (tmp_path / "mine.png").write_text("precious")
+    for command in ("sample", "reconstruct", "animate"):
+        assert main([command, str(run), "--out", str(tmp_path / "mine.png")]) == 2
+        assert "exists: give another name" in complaint(capsys)
+    assert (tmp_path / "mine.png").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--num-samples", "0"], "--num-samples 0: must be at least 1"),
+        (["sample", "--num", "-1"], "--num -1: must be at least 1"),
+        (["animate", "--digits", "1z"], "there is no class 'z'"),
+        (["animate", "--frames", "0"], "--frames 0: must be from 1 to 500"),
+        (["reconstruct", "--num", "0"], "--num 0: must be at least 1"),
+        (["reconstruct", "--images", "nowhere"], "neither a path nor a data set"),
+    ],
+)
+def test_wrong_values_of_the_commands_on_a_run(run, arguments, message, capsys):
+    assert main([arguments[0], str(run), *arguments[1:]]) == 2
+    assert message in complaint(capsys)
+
+
+@pytest.fixture
+def bad_data(tmp_path):
+    """Data that cannot be trained on, by name, each with what must be said of it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(folder / "nan.npy", np.full((20, 9, 9), np.nan))
+    np.save(folder / "range.npy", rng.random((20, 9, 9)) * 300)
+    np.save(folder / "negative.npy", rng.integers(-5, 5, (20, 9, 9)))
+    np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.save(folder / "ambiguous.npy", np.full((20, 3, 9, 3), 7, np.uint8))
+    np.save(folder / "tiny.npy", rng.random((20, 5, 5)))
+    np.save(folder / "few.npy", rng.random((2, 9, 9)))
+    (folder / "cut.npy").write_bytes((folder / "nan.npy").read_bytes()[:200])
+    (folder / "empty").mkdir()
+    (folder / "text").mkdir()
+    (folder / "text" / "notes.txt").write_text("hello")
+    (folder / "sizes").mkdir()
+    for side in (9, 10):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / "sizes" / f"{side}.png")
+    for name, content in (("magic", b"\x89PNG1234"), ("short", b"\0\0\x08\x03\0\0\0\x05\0\0\0\x1c\0\0\0\x1cxx")):
+        (folder / name).mkdir()
+        (folder / name / "train-images-idx3-ubyte").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("nan.npy", 1, "values that are NaN"),
+        ("range.npy", 1, "--range"),
+        ("negative.npy", 1, "outside 0..255"),
+        ("objects.npy", 1, "never unpickled"),
+        ("cut.npy", 1, "damaged"),
+        ("ambiguous.npy", 2, "could be (N, C, H, W) or (N, H, W, C)"),
+        ("tiny.npy", 2, "images of 5x5 are too small"),
+        ("few.npy", 2, "none is left to train on"),
+        ("empty", 1, "holds no images"),
+        ("text", 1, "notes.txt is not an image"),
+        ("sizes", 1, "--image-size"),
+        ("magic", 1, "magic number is 0x89504e47"),
+        ("short", 1, "is cut short"),
+    ],
+)
+def test_bad_data_are_named_with_their_remedy(bad_data, name, code, message, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", "mlp", "--data", str(bad_data / name), "--epochs", "1", "--out", str(out)]) == code
+    line = complaint(capsys)
+    assert message in line
+    assert not out.exists(), "nothing was written"
+
+
+def test_a_full_disk_is_called_that_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    original, writes = os.fsync, [0]
+
+    def fsync(descriptor):
+        writes[0] += 1
+        if writes[0] > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    assert main([*TRAIN[:-1], "9", "--out", str(out)]) == 1
+    assert "the disk is full" in complaint(capsys)
+    monkeypatch.undo()
+    step = checkpoint.load_tensors(out / "last.pt")["step"]
+    assert step > 0
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "no half-written file stays"
+    assert main(["train", "mlp", "--out", str(out), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_called_that(tmp_path, monkeypatch, capsys, number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
+    assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 1
+    assert "cannot be written: choose another folder with --out" in complaint(capsys)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, a place where nobody can make folders")
+def test_a_place_where_nothing_can_be_made(capsys):
+    assert main([*TRAIN, "--out", "/proc/vaelab-run"]) == 1
+    assert "/proc/vaelab-run" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("config.json", lambda raw: raw[:50], "cannot be read as JSON"),
+        ("config.json", lambda raw: raw.replace(b'"format": 1', b'"format": 99'), "written in format 99"),
+        ("config.json", lambda raw: raw.replace(b'"latent_dim": 20', b'"latent_dim": 7'), "does not fit config.json"),
+        ("config.json", lambda raw: raw.replace(b'"epochs"', b'"epochz"'), "unknown key 'epochz'"),
+        ("best_model.pth", lambda raw: raw[:999], "is damaged or not a checkpoint"),
+    ],
+)
+def test_a_damaged_run_is_named(run, tmp_path, name, damage, message, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / name).write_bytes(damage((copy / name).read_bytes()))
+    assert main(["sample", str(copy)]) in (1, 2)
+    assert message in complaint(capsys)
+
+
+def test_a_split_that_does_not_exist(run, capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["evaluate", str(run), "--split", "tset"])
+    assert leave.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""Figures show what they say: right pixels in the right place, upright, labelled; animations loop."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vaelab import figures, pictures
+from vaelab.config import override
+from vaelab.errors import UsageError
+from vaelab.recipes import recipe
+from vaelab.train import fit
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return fit(override(recipe("mlp-2d"), epochs=2, encoder_hidden_dims=(32,), decoder_hidden_dims=(32,)), digits)
+
+
+@pytest.fixture(scope="module")
+def wide(digits):
+    return fit(override(recipe("mlp"), epochs=15, batch_size=32), digits)
+
+
+def test_tiles_keep_pixels_upright_and_in_order():
+    images = torch.zeros(3, 1, 4, 5)
+    images[0, 0, 0, 0] = 1  # top left of the first
+    images[2, 0, 3, 4] = 1  # bottom right of the third
+    canvas = figures.tile(images, columns=2, gap=1)
+    assert canvas.shape == (9, 11, 1)
+    assert canvas[0, 0, 0] == 1
+    assert canvas[8, 4, 0] == 1
+    assert canvas[4].max() == 0.5, "the gap is grey"
+    assert (canvas[5:, 6:] == 0.5).all(), "an empty place is grey"
+
+
+def shown(figure):
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def test_reconstructions_stand_below_their_images(wide, digits):
+    x = digits.test.rows(slice(0, 7)).x
+    canvas = shown(figures.reconstructions(wide, x, columns=7))
+    top, bottom = canvas[:28, :28], canvas[30:58, :28]
+    np.testing.assert_allclose(top, x[0, 0].numpy(), atol=1e-6)
+    with torch.no_grad():
+        expected = wide.likelihood(wide.posterior(x).mean).mean[0, 0].numpy()
+    np.testing.assert_allclose(bottom, expected, atol=1e-5)
+    assert np.corrcoef(top.ravel(), bottom.ravel())[0, 1] > 0.6, "the reconstruction is of this image"
+
+
+def test_the_manifold_is_a_grid_of_equal_prior_probability(model):
+    figure = figures.manifold(model, side=5)
+    canvas = shown(figure)
+    assert canvas.shape == (5 * 28, 5 * 28)
+    centre, corner = torch.zeros(1, 2), torch.special.ndtri(torch.tensor([[0.9, 0.9]]))
+    np.testing.assert_allclose(canvas[56:84, 56:84], figures.decode(model, centre)[0, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(canvas[:28, 112:], figures.decode(model, corner)[0, 0].numpy(), atol=1e-5)
+    assert figure.axes[0].get_xlabel() == "$z_1$"
+
+
+def test_a_manifold_of_more_dimensions_is_refused(wide):
+    with pytest.raises(UsageError, match="needs 2 latent dimensions: this model has 20"):
+        figures.manifold(wide)
+
+
+def test_latent_maps_use_pca_beyond_two_dimensions():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(500, 6)).astype(np.float32)
+    codes[:, 3] *= 10
+    figure = figures.latent_map(codes, rng.integers(0, 3, 500), ["a", "b", "c"])
+    axes = figure.axes[0]
+    assert "principal component 1 (9" in axes.get_xlabel()
+    points = np.concatenate([c.get_offsets() for c in axes.collections])
+    assert abs(points[:, 0].std() - codes[:, 3].std()) < 0.5
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "c"]
+    plain = figures.latent_map(codes[:, :2])
+    assert np.allclose(plain.axes[0].collections[0].get_offsets(), codes[:, :2])
+    assert plain.axes[0].get_xlabel() == "$z_1$"
+
+
+def test_samples_depend_on_their_seed_alone(model):
+    torch.manual_seed(1)
+    a = figures.sample_prior(model, 4, seed=0)
+    torch.manual_seed(2)
+    assert torch.equal(a, figures.sample_prior(model, 4, seed=0))
+    assert not torch.equal(a, figures.sample_prior(model, 4, seed=1))
+    assert shown(figures.samples(model, 9)).shape == (3 * 30 - 2, 3 * 30 - 2)
+
+
+def test_a_walk_passes_through_its_codes_smoothly_and_ends_where_it_began(wide, digits):
+    codes = torch.from_numpy(figures.encode(wide, digits.test.rows(slice(0, 3)).x))
+    frames = figures.walk(wide, codes, frames=12, hold=4)
+    assert len(frames) == 3 * (12 + 4)
+    for i in range(3):
+        torch.testing.assert_close(frames[i * 16], figures.decode(wide, codes[i : i + 1])[0])
+    jumps = (frames - frames.roll(-1, 0)).abs().amax((1, 2, 3))
+    assert jumps.max() < 0.5, "no step is a jump, the one from the last frame to the first included"
+
+
+def test_history_panels_show_both_curves_with_axes():
+    history = [
+        {"epoch": e, "loss": 100 / e, "distortion": 80 / e, "rate": 20.0, "validation_loss": 101 / e,
+         "validation_distortion": 81 / e, "validation_rate": 20.5, "learning_rate": 1e-3, "beta": 0.1 * e}
+        for e in range(1, 6)
+    ]  # fmt: skip
+    figure = figures.training_history(history)
+    titles = [axes.get_title() for axes in figure.axes[:4]]
+    assert titles == ["Total loss", "Reconstruction", "KL divergence", "Learning rate and weight on the KL"]
+    total = figure.axes[0].get_lines()
+    assert list(total[0].get_ydata()) == [100 / e for e in range(1, 6)]
+    assert list(total[1].get_ydata()) == [101 / e for e in range(1, 6)]
+    assert all(axes.get_xlabel() == "epoch" for axes in figure.axes[:4])
+    assert figures.loss_curve(history[:1]).axes[0].get_ylabel() == "nats per image"
+
+
+class TestAnimation:
+    def frames(self, content):
+        gif = Image.open(io.BytesIO(content))
+        assert gif.info["loop"] == 0, "it loops forever"
+        pictures_ = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            pictures_.append(np.asarray(gif.convert("L")))
+        return pictures_
+
+    def test_it_goes_through_the_classes_asked_for(self, wide, digits):
+        frames = self.frames(pictures.animation(wide, digits, "19", frames=6, hold=2))
+        assert frames[0].shape == (196, 196)
+        assert len(frames) >= 12
+        codes = figures.encode(wide, digits.validation.rows(slice(None)).x)
+        ones = codes[digits.validation.y.numpy() == 1]
+        typical = ones[((ones - ones.mean(0)) ** 2).sum(1).argmin()]
+        expected = figures.decode(wide, torch.from_numpy(typical[None]))[0, 0].numpy()
+        small = np.asarray(Image.fromarray(frames[0]).resize((28, 28), Image.Resampling.BOX)) / 255
+        assert np.abs(small - expected).mean() < 0.05
+
+    def test_a_digit_that_comes_again_is_another_image(self, wide, digits):
+        frames = self.frames(pictures.animation(wide, digits, "11", frames=3, hold=1))
+        assert any(np.abs(frames[0].astype(int) - frame).max() > 10 for frame in frames[1:])
+
+    @pytest.mark.parametrize(("digits_", "message"), [("1x", "no class 'x'"), ("3", "too short"), ("", "too short")])
+    def test_what_it_cannot_pass_through(self, wide, digits, digits_, message):
+        with pytest.raises(UsageError, match=message):
+            pictures.animation(wide, digits, digits_)
+
+    def test_images_without_classes(self, wide, tmp_path):
+        import vaelab
+
+        np.save(tmp_path / "a.npy", np.random.default_rng(0).random((40, 28, 28)))
+        with pytest.raises(UsageError, match="has no classes"):
+            pictures.animation(wide, vaelab.load(str(tmp_path / "a.npy")), "19")
