@@ -130,6 +130,15 @@ def test_this_resume_test_would_notice_a_forgotten_state(uninterrupted, tmp_path
     assert not same_bits(RunFolder.open(tmp_path / "run").load_best(), uninterrupted["mlp"][1])
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_works():
+    """A suite that is started in the background inherits an ignored Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "handlers are restored"
+    signal.signal(signal.SIGINT, before)
+
+
 def _interrupt_at(monkeypatch, step):
     original = Trainer.train_step
 
@@ -150,7 +159,6 @@ def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(uninterrup
     assert RunFolder.open(Path(out)).load_last()["step"] == 17
     assert main(["train", "mlp", "--out", out, "--resume"]) == 0
     assert same_bits(RunFolder.open(Path(out)).load_best(), uninterrupted["mlp"][1])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_fit_works_off_the_main_thread(digits):

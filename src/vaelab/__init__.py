@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vaelab import figures as figures
     from vaelab import recipes as recipes
     from vaelab import specs as specs
+    from vaelab import train as train
     from vaelab.config import Run as Run
     from vaelab.config import override as override
     from vaelab.data import load as load
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vaelab.objectives import ELBO as ELBO
     from vaelab.train import fit as fit
 
-_MODULES = ("data", "evaluate", "figures", "recipes", "specs")
+_MODULES = ("data", "evaluate", "figures", "recipes", "specs", "train")
 _NAMES = {
     "Run": "config",
     "override": "config",
@@ -38,7 +39,7 @@ _NAMES = {
 }
 
 __all__ = [  # noqa: RUF022
-    "data", "evaluate", "figures", "recipes", "specs",
+    "data", "evaluate", "figures", "recipes", "specs", "train",
     "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "override",
 ]  # fmt: skip
 

@@ -209,7 +209,7 @@ def machine(device: torch.device) -> str:
     """Name the processor that computes, for the records: its model and, for a CPU, torch's thread count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _cpu_info() -> str:
@@ -222,6 +222,7 @@ def _cpu_flags() -> set[str]:
     return set(next(lines, "").split())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as it calls itself."""
     lines = (line.partition(":")[2].strip() for line in _cpu_info().splitlines() if line.startswith("model name"))
     return next(lines, platform.processor() or platform.machine())

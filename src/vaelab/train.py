@@ -237,6 +237,7 @@ def _interruptions(*, enabled: bool) -> Generator[threading.Event]:
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:
         event.set()
