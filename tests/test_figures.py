@@ -128,7 +128,7 @@ class TestAnimation:
 
     def test_it_goes_through_the_classes_asked_for(self, wide, digits):
         frames = self.frames(pictures.animation(wide, digits, "19", frames=6, hold=2))
-        assert frames[0].shape == (196, 196)
+        assert frames[0].shape == (140, 140)
         assert len(frames) >= 12
         codes = figures.encode(wide, digits.validation.rows(slice(None)).x)
         ones = codes[digits.validation.y.numpy() == 1]

@@ -7,7 +7,7 @@ if [ -e "$out/config.json" ]; then
     "$bin/vaelab" train conv-warmup --out "$out" --resume
 else
     echo "== training conv-warmup on scikit-learn's handwritten digits, into $out"
-    "$bin/vaelab" train conv-warmup --data digits --epochs 60 --batch-size 32 --out "$out"
+    "$bin/vaelab" train conv-warmup --data digits --epochs 30 --batch-size 32 --out "$out"
 fi
 echo "== measuring it on the test images"
 "$bin/vaelab" evaluate "$out"

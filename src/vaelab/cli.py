@@ -308,7 +308,7 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
     _write(target, pictures.png(figures.reconstructions(model, x, title=title)))
 
 
-def animate(run: RunPath, /, digits: str = "19", frames: int = 20, out: Output = None) -> None:
+def animate(run: RunPath, /, digits: str = "19", frames: int = 16, out: Output = None) -> None:
     """Move through latent space from class to class: a GIF through the codes of real images.
 
     Args:

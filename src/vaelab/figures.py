@@ -244,7 +244,7 @@ def sample_prior(model: VAE, count: int, seed: int) -> Tensor:
 # --- animation ------------------------------------------------------------------------------------------------------
 
 
-def walk(model: VAE, codes: Tensor, *, frames: int = 20, hold: int = 6) -> Tensor:
+def walk(model: VAE, codes: Tensor, *, frames: int = 16, hold: int = 6) -> Tensor:
     """Decode a closed walk through latent codes: frames (F, C, H, W) that end where they began.
 
     Between two codes the walk goes along a straight line, slow at both ends (half a cosine), and rests on each code.

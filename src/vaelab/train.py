@@ -207,7 +207,10 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
     else:
         best = folder.load_best() if state["best"] is not None else None
         trainer.load_state(state, best)
-        log.info("resumed at step %d of %d (epoch %d)", trainer.step, trainer.total_steps, trainer.epoch + 1)
+        if trainer.done:
+            log.info("the run is complete, after %d epochs: nothing is left to train", trainer.epoch)
+        else:
+            log.info("resumed at step %d of %d (epoch %d)", trainer.step, trainer.total_steps, trainer.epoch + 1)
     folder.cut_history(trainer.step)
     folder.write_config(trainer.run, record, resolved)
 

@@ -1,0 +1,149 @@
+"""What the documentation says is run as written, and its tables are the committed numbers."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaelab.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """The folder of the README's example: photographs of different sizes."""
+    folder = tmp_path / "my-photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        colour = rng.integers(0, 256, (1, 1, 3)) * np.ones((60 + i, 90 - i, 1))
+        Image.fromarray(colour.astype(np.uint8)).save(folder / f"{i}.jpg")
+    return folder
+
+
+def test_every_readme_command_runs(tmp_path, monkeypatch, photos):
+    """As written, in their order; where one trains, ``--data digits --epochs 1`` is appended (own data keep their data)."""
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for command in commands():
+        if command[0] in ("make", "."):
+            continue
+        assert command[0] == "vaelab", command
+        arguments = command[1:]
+        if arguments[0] == "train":
+            arguments += ["--epochs", "1"] if "--data" in arguments else ["--data", "digits", "--epochs", "1"]
+        assert main(arguments) == 0, command
+        ran.append(command[1])
+    assert {"recipes", "train", "evaluate", "sample", "reconstruct", "animate"} <= set(ran)
+    assert (tmp_path / "vae_final_out" / "best_model.pth").exists()
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [command[1] for command in commands() if command[0] == "make"]
+    assert targets == ["demo", "test"]
+    for target in [*targets, "lint", "docs", "bench"]:
+        assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_python_snippet_runs_unchanged(tmp_path):
+    (snippet,) = blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert "nats (n=180" in result.stdout
+
+
+def test_make_demo_runs_unchanged(tmp_path):
+    """In a copy of the tree, with this environment in place of a new one."""
+    if not (Path(sys.prefix) / ".ready").exists() or shutil.which("make") is None:
+        pytest.skip("the environment was not made by make: run the suite with make test")
+    for name in ("src", "tools", "Makefile", "pyproject.toml", "README.md", "requirements.txt", "requirements-dev.txt"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    result = subprocess.run(["make", "demo"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name in ("anim_1_to_9.gif", "anim_pi_digits.gif", "samples.png", "reconstructions.png", "metrics.json"):
+        assert (tmp_path / "runs" / "demo" / name).exists(), name
+    assert "-ELBO" in result.stdout
+    again = subprocess.run(["make", "demo"], capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0, "a second demo goes on with the first"
+
+
+def test_the_example_is_the_whole_story_in_sixty_lines(tmp_path):
+    example = ROOT / "examples" / "train_vae.py"
+    assert len(example.read_text().splitlines()) <= 60
+    command = [sys.executable, "-W", "error", str(example), "--data", "digits", "--epochs", "1", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latent_space.png", "reconstructions.png", "samples.png"]
+
+
+def test_the_notebook_runs(tmp_path):
+    """Executed from top to bottom on digits; the committed one has its outputs, animations included."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples" / "conv_warmup.ipynb", as_version=4)
+    kinds = {kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})}
+    assert {"image/gif", "image/png"} <= kinds, "committed with its outputs"
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    fresh = [kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
+    assert fresh.count("image/gif") == 2
+
+
+def test_tables_are_the_committed_numbers():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import tables
+
+    for page in tables.PAGES:
+        text = (ROOT / page).read_text()
+        assert tables.rendered(text) == text, f"{page}: run python benchmarks/tables.py render"
+
+
+def test_links_and_pictures_of_the_pages_exist():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_set_up_names_the_remedy(tmp_path):
+    """An interpreter that is missing, too old, or without venv."""
+
+    def fake(name, body):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    cases = [
+        ("/nowhere/python", "install Python 3.11 or newer"),
+        (fake("old", 'case "$*" in *version_info*) exit 1;; *) echo Python 3.8.1;; esac'), "Python 3.8.1 is too old"),
+        (fake("bare", 'case "$*" in *ensurepip*) exit 1;; *) exit 0;; esac'), "lacks the venv module"),
+    ]
+    for python, message in cases:
+        script = [str(ROOT / "tools" / "setup.sh"), python, str(tmp_path / "venv")]
+        result = subprocess.run(["sh", *script], capture_output=True, text=True, cwd=ROOT, env={**os.environ})
+        assert result.returncode != 0
+        assert message in result.stderr

@@ -1,0 +1,52 @@
+"""Each recipe, at a small size on digits, leaves the files that its source names, and they are what they say."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaelab.cli import main
+
+SMALL_CONV = ["--encoder-conv-channels", "4", "8", "--decoder-conv-channels", "8", "4"]
+
+FILES = {
+    "conv-warmup": (["--epochs", "3", "--kl-warmup-epochs", "1", *SMALL_CONV], ["anim_1_to_9.gif", "anim_pi_digits.gif"]),
+    "mlp": (["--epochs", "2"], ["latent_space.png", "samples.png"]),
+    "mlp-2d": (
+        ["--epochs", "2"],
+        ["loss_curve.png", "recon_epoch_1.png", "recon_epoch_2.png", "samples.png", "latent_2d.png"],
+    ),
+    "conv-2d": (["--epochs", "2", *SMALL_CONV], ["manifold.png", "samples.png"]),
+    "conv-beta": (
+        ["--epochs", "11", "--kl-warmup-epochs", "1", "--warmup-epochs", "1", *SMALL_CONV],
+        ["samples_epoch_10.png", "recon_epoch_10.png", "samples_epoch_11.png", "recon_epoch_11.png",
+         "training_history.png"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_writes_the_files_that_its_source_names(name, tmp_path):
+    flags, files = FILES[name]
+    out = tmp_path / "run"
+    assert main(["train", name, "--data", "digits", *flags, "--out", str(out)]) == 0
+    for file in ["config.json", "history.jsonl", "last.pt", "best_model.pth", *files]:
+        assert (out / file).exists(), file
+    for picture in out.glob("*.png"):
+        pixels = np.asarray(Image.open(picture).convert("L"))
+        assert min(pixels.shape) > 300, picture
+        assert pixels.std() > 5, f"{picture} is blank"
+    for animation in out.glob("*.gif"):
+        frames = Image.open(animation)
+        assert frames.n_frames > 40, "enough frames to look at"
+        assert frames.info["loop"] == 0
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert main(["evaluate", str(out)]) == 0
+
+
+def test_images_without_classes_train_all_the_same(tmp_path):
+    np.save(tmp_path / "faces.npy", np.random.default_rng(0).random((60, 28, 20)))
+    flags = FILES["conv-warmup"][0]
+    command = ["train", "conv-warmup", "--data", str(tmp_path / "faces.npy"), *flags, "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert (tmp_path / "run" / "samples.png").exists()
+    assert not list((tmp_path / "run").glob("*.gif")), "there is nothing to walk between"
