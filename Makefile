@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	@echo "== pytest: the whole suite, warnings are errors"
-	@$(BIN)/python -m pytest -q --durations=5
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal --durations=5
 
 lint: $(VENV)/.ready
 	@echo "== ruff: style and common mistakes"

@@ -21,7 +21,14 @@ from vaelab.runtime import cpu_name
 RESULTS = Path(__file__).parent / "results"
 
 TEN = {"epochs": 10}
-SHORT_BETA = {"epochs": 10, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
+SHORT_BETA = {"epochs": 8, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
+
+PLAIN = {
+    "encoder_activation": "relu",
+    "decoder_activation": "relu",
+    "encoder_hidden_dims": (),
+    "decoder_hidden_dims": (),
+}
 
 # name: recipe, rows of (what it is, changed settings)
 SWEEPS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
@@ -29,7 +36,6 @@ SWEEPS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
         "mlp",
         [
             ("the recipe mlp, 10 epochs", TEN),
-            ("30 epochs", {"epochs": 30}),
             ("latent_dim 5", {**TEN, "latent_dim": 5}),
             ("latent_dim 50", {**TEN, "latent_dim": 50}),
             ("depth: 512-256 and back", {**TEN, "encoder_hidden_dims": (512, 256), "decoder_hidden_dims": (256, 512)}),
@@ -49,7 +55,8 @@ SWEEPS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
         [
             ("no augmentation, no dropout", {**SHORT_BETA, "augment_prob": 0.0, "dropout": 0.0}),
             ("the recipe: 10 % of the images, dropout 0.05", SHORT_BETA),
-            ("every image", {**SHORT_BETA, "augment_prob": 1.0}),
+            ("every image, dropout 0.05", {**SHORT_BETA, "augment_prob": 1.0}),
+            ("the recipe with ReLU and without the dense layers", {**SHORT_BETA, **PLAIN}),
         ],
     ),
 }  # fmt: skip

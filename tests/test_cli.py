@@ -88,7 +88,8 @@ def test_sample_reconstruct_and_animate_write_pictures(run, tmp_path, capsys):
     written = capsys.readouterr().out.split()
     assert written == [str(run / "sample-seed3.png"), str(tmp_path / "r.png"), str(run / "animate-314.gif")]
     for path in written:
-        Image.open(path).verify()
+        with Image.open(path) as picture:
+            picture.verify()
 
 
 def test_reconstruct_takes_own_images(run, tmp_path):

@@ -118,12 +118,12 @@ def test_history_panels_show_both_curves_with_axes():
 
 class TestAnimation:
     def frames(self, content):
-        gif = Image.open(io.BytesIO(content))
-        assert gif.info["loop"] == 0, "it loops forever"
         pictures_ = []
-        for i in range(gif.n_frames):
-            gif.seek(i)
-            pictures_.append(np.asarray(gif.convert("L")))
+        with Image.open(io.BytesIO(content)) as gif:
+            assert gif.info["loop"] == 0, "it loops forever"
+            for i in range(gif.n_frames):
+                gif.seek(i)
+                pictures_.append(np.asarray(gif.convert("L")))
         return pictures_
 
     def test_it_goes_through_the_classes_asked_for(self, wide, digits):

@@ -209,7 +209,8 @@ def machine(device: torch.device) -> str:
     """Name the processor that computes, for the records: its model and, for a CPU, torch's thread count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{cpu_name()}, {count} thread{'s' if count > 1 else ''}"
 
 
 def _cpu_info() -> str:

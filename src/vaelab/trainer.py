@@ -46,6 +46,7 @@ class Trainer:
         self.run, self.data, self.device = run, data, device
         self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
+        log.info("computing in %s on %s", self.precision, machine(device))
         if self.batch_size < run.training.batch_size:
             log.info("batch size %d: there are no more training images", self.batch_size)
         self.steps_per_epoch = len(data.train) // self.batch_size
