@@ -41,6 +41,7 @@ def kill_in_write(number):
     checkpoint.os.replace = replace
 
 
-where, count = sys.argv[1].split(":")
-{"step": kill_in_step, "write": kill_in_write}[where](int(count))
-sys.exit(main(sys.argv[2:]))
+if __name__ == "__main__":
+    where, count = sys.argv[1].split(":")
+    {"step": kill_in_step, "write": kill_in_write}[where](int(count))
+    sys.exit(main(sys.argv[2:]))

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from torch.distributions import kl_divergence
+from torch.distributions import Bernoulli, Independent, kl_divergence
 
 from vaelab import specs
+from vaelab.likelihoods import BernoulliImage
 from vaelab.models import VAE, Batch
 from vaelab.objectives import ELBO
 from vaelab.runtime import StepNoise
@@ -99,6 +100,20 @@ def test_likelihoods_are_normalised(likelihood):
         width = float(values[1] - values[0])
     total = px.log_prob(values.reshape(-1, 1, 1, 1)).double().exp().sum() * width
     torch.testing.assert_close(total, torch.tensor(1.0, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_the_bernoullis_fast_log_probability_is_torchs():
+    """Value and gradient, for logits of any size, grey pixels, and K samples broadcast against B images."""
+    torch.manual_seed(0)
+    logits = (torch.randn(4, 5, 3, 9, 8, dtype=torch.float64) * 30).requires_grad_()
+    x = torch.rand(5, 3, 9, 8, dtype=torch.float64)
+    fast = BernoulliImage(logits).log_prob(x)
+    slow = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False).log_prob(x)
+    torch.testing.assert_close(fast, slow)
+    weights = torch.randn(4, 5, dtype=torch.float64)
+    (fast_grad,) = torch.autograd.grad((weights * fast).sum(), logits)
+    (slow_grad,) = torch.autograd.grad((weights * slow).sum(), logits)
+    torch.testing.assert_close(fast_grad, slow_grad)
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=str)

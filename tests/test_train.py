@@ -193,7 +193,8 @@ class TestResume:
             ("--beta 2", r"--beta 2.0 differs from the 1.0 of the run"),
             ("--batch-size 64", "--batch-size 64 differs from the 128"),
             ("--data freyfaces", "--data freyfaces differs from the digits"),
-            ("--optimizer adamw", "other parts"),
+            ("--optimizer adamw", "--optimizer adamw differs from the adam of the run"),
+            ("--likelihood gaussian", "--likelihood gaussian differs from the auto"),
         ],
     )
     def test_a_flag_that_differs_is_an_error_naming_both_values(self, out, given, message, capsys):

@@ -51,8 +51,8 @@ class Estimate:
         return f"{self.value:.2f} ± {self.stderr:.2f} {self.unit} (n={self.n:,}, {self.protocol})"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return dataclasses.asdict(self)
+        """Plain JSON, in which a standard error that cannot be had (n = 1) is null."""
+        return {**dataclasses.asdict(self), "stderr": self.stderr if self.n > 1 else None}
 
 
 def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_samples: int = 1) -> dict[str, Estimate]:

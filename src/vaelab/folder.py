@@ -14,7 +14,7 @@ from typing import Any, final
 
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
-from vaelab.config import Run, flat, from_json, to_json
+from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
 from vaelab.errors import FailureError, UsageError
 
 FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not read what is written
@@ -96,9 +96,10 @@ class RunFolder:
         ours, theirs = flat(self.run), flat(run)
         if run.recipe != self.run.recipe:
             raise UsageError(f"{self.path} holds a run of {self.run.recipe}, not of {run.recipe}")
-        if ours.keys() != theirs.keys():
-            name = sorted(ours.keys() ^ theirs.keys())[0]
-            raise UsageError(f"{self.path} was trained with other parts (they differ in {name}): leave the flag out")
+        for slot in slots_with_choice():
+            kept, wanted = (getattr(part, "word", "auto") for part in (getattr(self.run, slot), getattr(run, slot)))
+            if kept != wanted:
+                raise UsageError(f"--{slot} {wanted} differs from the {kept} of the run in {self.path}: leave it out")
         for name, leaf in theirs.items():
             kept = ours[name].value
             if leaf.value == kept or name in MACHINE_SETTINGS or _may_extend(name, kept, leaf.value, run):

@@ -9,12 +9,15 @@ Shapes: C H W image, P parameters per channel; leading dimensions are free.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, final
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import softplus
 
 from vaelab import specs
 
@@ -57,11 +60,47 @@ class Bernoulli(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
-        return Independent(TorchBernoulli(logits=params.float(), validate_args=False), 3, validate_args=False)
+        return BernoulliImage(params.float())
 
     def is_density(self, *, binary_data: bool) -> bool:
         """True on binary data, False on grey pixels."""
         return binary_data
+
+
+@final
+class BernoulliImage(Independent):  # pyright: ignore[reportMissingTypeArgument]
+    """The distribution of an image of independent Bernoulli pixels, from their logits (*leading, C, H, W)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        pixels = TorchBernoulli(logits=logits, validate_args=False)
+        super().__init__(pixels, 3, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        self.logits = logits
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability (*leading) of images (*leading, C, H, W) or of any shape that broadcasts with the logits."""
+        apply: Callable[[Tensor, Tensor], Tensor] = cast(Any, _BernoulliLogProb).apply
+        return apply(self.logits, value)
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    r""":math:`\sum_i x_i a_i - \log(1 + e^{a_i})` over an image; its derivative by a is :math:`x - \sigma(a)`.
+
+    The same as torch's binary cross-entropy from logits, in half the passes over the pixels: these are a fifth of a
+    training step of a small network. Pixels get no gradient: they are data.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        return (x * logits).sub_(softplus(logits)).sum((-3, -2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        return (x - torch.sigmoid(logits)).mul_(grad[..., None, None, None]), None
 
 
 @final

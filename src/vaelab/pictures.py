@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -18,7 +19,7 @@ from torch.nn.functional import interpolate
 from vaelab import figures
 from vaelab.checkpoint import write_bytes
 from vaelab.config import Run
-from vaelab.data.datasets import Dataset
+from vaelab.data.datasets import Dataset, Split
 from vaelab.errors import UsageError
 from vaelab.models import VAE
 from vaelab.train import Epoch
@@ -95,7 +96,7 @@ def _first_of_each_class(data: Dataset, count: int) -> Tensor:
 
 def _latent(scene: Scene) -> bytes:
     split = scene.data.validation
-    codes = figures.encode(scene.model, split.rows(slice(None)).x)
+    codes = _codes(scene.model, split)
     labels = None if split.y is None else split.y.cpu().numpy()
     what = "Posterior means of the validation images"
     return png(figures.latent_map(codes, labels, scene.data.classes, title=scene.title(what)))
@@ -156,7 +157,7 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
     if unknown or len(digits) < 2:
         wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
         raise UsageError(f"--digits {digits}: {wrong}; give two or more of {', '.join(data.classes)}")
-    codes = figures.encode(model, split.rows(slice(None)).x)
+    codes = _codes(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}
     path: list[Any] = []
@@ -168,6 +169,11 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
         path.append(of_class[nearest[seen.get(digit, 0) % len(nearest)]])
         seen[digit] = seen.get(digit, 0) + 1
     return gif(figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold))
+
+
+def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
+    """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
+    return np.concatenate([figures.encode(model, batch.x) for batch, _ in split.batches(500)])
 
 
 # --- encoding -------------------------------------------------------------------------------------------------------

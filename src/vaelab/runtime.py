@@ -146,9 +146,14 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "
     return torch.randperm(size, generator=generator(seed, "order", epoch)).to(device)
 
 
-def reseed_dropout(seed: int, step: int, rank: int = 0) -> None:
+def reseed_dropout(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
     """Reseed torch's global generator for one step: dropout takes its masks from there and accepts no other."""
-    torch.manual_seed(_derived_seed(seed, "dropout", step, rank))  # pyright: ignore[reportUnknownMemberType]
+    state = _derived_seed(seed, "dropout", step, rank)
+    # Not torch.manual_seed: it also queues a call, with a formatted stack trace, for each backend that is not in use.
+    if device.type == "cuda":
+        torch.cuda.manual_seed(state)
+    else:
+        torch.default_generator.manual_seed(state)
 
 
 def resolve_device(name: str) -> torch.device:

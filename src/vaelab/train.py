@@ -157,7 +157,7 @@ def _train(
             if folder is not None:
                 folder.append_history(record)
                 folder.save_last(trainer.state())
-            if interrupted.is_set():
+            if interrupted.is_set() and not trainer.done:
                 raise InterruptedRun(f"interrupted after epoch {trainer.epoch} and saved")
     except FailureError as error:
         if folder is None or isinstance(error, InterruptedRun):
@@ -206,7 +206,10 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
         log.info("the run had no checkpoint yet: it starts anew")
     else:
         best = folder.load_best() if state["best"] is not None else None
-        trainer.load_state(state, best)
+        try:
+            trainer.load_state(state, best)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise FailureError(f"{folder.path / 'last.pt'} does not fit config.json ({error})") from error
         if trainer.done:
             log.info("the run is complete, after %d epochs: nothing is left to train", trainer.epoch)
         else:

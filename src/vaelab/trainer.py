@@ -9,6 +9,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # the base of every dropout layer
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -58,6 +59,7 @@ class Trainer:
         self.plateaus = [_plateau(run.schedule, optimizer) for optimizer in self.optimizers.values()]
         self.average = _average(self.model, run.training.ema_decay)
         self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
+        self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
         self.step = 0
         self.stopped = False
         self.best: tuple[float, int] | None = None  # the lowest monitored loss, and its epoch
@@ -91,13 +93,14 @@ class Trainer:
         within = self.step % self.steps_per_epoch
         if within == 0 or len(self.order) == 0:
             self.order = epoch_order(len(self.data.train), self.run.training.seed, self.epoch, self.device)
+            self.model.train()
         noise = StepNoise(self.run.training.seed, self.step, self.device)
         batch = self.data.train.rows(self.order[within * self.batch_size : (within + 1) * self.batch_size])
         batch = augment(batch, self.motion, noise)
         if self.data.protocol == "dynamic":
             batch = binarize_batch(batch, noise)
-        reseed_dropout(self.run.training.seed, self.step)
-        self.model.train()
+        if self.has_dropout:
+            reseed_dropout(self.run.training.seed, self.step, self.device)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         losses = objective.losses(self.model, self.networks, batch, noise)
         norm = self.terms.new_zeros(())

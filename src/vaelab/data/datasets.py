@@ -58,7 +58,11 @@ class Split:
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """A batch of these rows, with pixels as floats in [0, 1]."""
-        return Batch(unit(self.x[rows]), None if self.y is None else self.y[rows], self.index[rows])
+
+        def take(values: Tensor) -> Tensor:
+            return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
+
+        return Batch(unit(take(self.x)), None if self.y is None else take(self.y), take(self.index))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
         """Every row in order, the last partial batch too, with evaluation noise that belongs to the rows."""
