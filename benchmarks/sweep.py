@@ -20,8 +20,8 @@ from vaelab.runtime import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 
-TEN = {"epochs": 10}
-SHORT_BETA = {"epochs": 8, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
+FIVE = {"epochs": 5}
+SHORT_BETA = {"epochs": 5, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
 
 PLAIN = {
     "encoder_activation": "relu",
@@ -35,21 +35,21 @@ SWEEPS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
     "improving": (
         "mlp",
         [
-            ("the recipe mlp, 10 epochs", TEN),
-            ("latent_dim 5", {**TEN, "latent_dim": 5}),
-            ("latent_dim 50", {**TEN, "latent_dim": 50}),
-            ("depth: 512-256 and back", {**TEN, "encoder_hidden_dims": (512, 256), "decoder_hidden_dims": (256, 512)}),
-            ("width: 1024", {**TEN, "encoder_hidden_dims": (1024,), "decoder_hidden_dims": (1024,)}),
-            ("SiLU", {**TEN, "encoder_activation": "silu", "decoder_activation": "silu"}),
-            ("warm-up + cosine, peak 3e-3", {**TEN, "schedule": "warmup-cosine", "max_lr": 3e-3, "base_lr": 1e-5}),
-            ("beta 0.5", {**TEN, "beta": 0.5}),
-            ("beta 4", {**TEN, "beta": 4.0}),
-            ("convolutions (32, 64), dense 256", {**TEN, "encoder": "conv", "decoder": "conv",
+            ("the recipe mlp, 5 epochs", FIVE),
+            ("latent_dim 5", {**FIVE, "latent_dim": 5}),
+            ("latent_dim 50", {**FIVE, "latent_dim": 50}),
+            ("depth: 512-256 and back", {**FIVE, "encoder_hidden_dims": (512, 256), "decoder_hidden_dims": (256, 512)}),
+            ("width: 1024", {**FIVE, "encoder_hidden_dims": (1024,), "decoder_hidden_dims": (1024,)}),
+            ("SiLU", {**FIVE, "encoder_activation": "silu", "decoder_activation": "silu"}),
+            ("warm-up + cosine, peak 3e-3", {**FIVE, "schedule": "warmup-cosine", "max_lr": 3e-3, "base_lr": 1e-5}),
+            ("beta 0.5", {**FIVE, "beta": 0.5}),
+            ("beta 4", {**FIVE, "beta": 4.0}),
+            ("convolutions (32, 64), dense 256", {**FIVE, "encoder": "conv", "decoder": "conv",
               "encoder_conv_channels": (32, 64), "encoder_hidden_dims": (256,),
               "decoder_conv_channels": (64, 32), "decoder_hidden_dims": (256,)}),
         ],
     ),
-    "beta": ("conv-2d", [(f"beta {beta:g}", {"beta": beta, "epochs": 5}) for beta in (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)]),
+    "beta": ("conv-2d", [(f"beta {beta:g}", {"beta": beta, "epochs": 3}) for beta in (0.1, 0.5, 1.0, 2.0, 5.0)]),
     "augmentation": (
         "conv-beta",
         [

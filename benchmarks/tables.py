@@ -30,17 +30,21 @@ PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md")
 def collect(path: Path) -> None:
     """Copy what a run measured on the test split."""
     folder = RunFolder.open(path)
-    metrics = json.loads((path / "metrics.json").read_text())
-    if metrics["split"] != "test":
-        raise FailureError(f"{path}/metrics.json is of the {metrics['split']} split: run vaelab evaluate {path}")
-    history, config = folder.history(), folder.config()
-    best = min((r for r in history if r["beta"] == history[-1]["beta"]), key=lambda r: r["validation_loss"])
+    measured = json.loads((path / "metrics.json").read_text())
+    if "test" not in measured["splits"]:
+        raise FailureError(f"{path}/metrics.json has no test numbers: run vaelab evaluate {path}")
+    metrics = {**{key: measured[key] for key in ("recipe", "beta", "data")}, **measured["splits"]["test"]}
+    history, config, state = folder.history(), folder.config(), folder.load_last()
+    if state is None or state["best"] is None:
+        raise FailureError(f"{path} has no best epoch: its run is not finished")
+    best = history[state["best"][1] - 1]
     result = {
         "command": command(folder.run),
         "epochs": history[-1]["epoch"],
         "best_epoch": best["epoch"],
         "validation": {key: best[f"validation_{key}"] for key in ("loss", "distortion", "rate")},
         "seconds": round(sum(r["seconds"] for r in history)),
+        "median_epoch_seconds": statistics.median(r["seconds"] for r in history),
         "images_per_second": statistics.median(r["images_per_second"] for r in history),
         "seed": folder.run.training.seed,
         "resolved": config["resolved"],
@@ -53,8 +57,12 @@ def collect(path: Path) -> None:
 def command(run: Run) -> str:
     """The command line that gives this run."""
     default = flat(recipe(run.recipe))
-    changed = {name: leaf.value for name, leaf in flat(run).items() if leaf.value != default[name].value}
-    return " ".join([f"vaelab train {run.recipe}", *(f"--{k.replace('_', '-')} {v}" for k, v in changed.items())])
+    words = [f"vaelab train {run.recipe}"]
+    for name, leaf in flat(run).items():
+        if leaf.value != default[name].value:
+            values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
 
 
 def render() -> None:
@@ -88,8 +96,9 @@ def recipes_table() -> str:
                          f"weighted sum {entry.published['objective']:.2f} (ours: {ours:.2f})")  # fmt: skip
         cells = [_number(metrics[key]) for key in ("distortion", "rate", "negative_elbo")]
         threads = result["resolved"]["threads"]
-        minutes = f"{result['seconds'] / 60:.0f} min on {threads} core{'s' if threads > 1 else ''}"
-        rows.append(f"| `{name}` | {' | '.join(cells)} | {published} | {result['epochs']} | {minutes} |")
+        minutes = result["median_epoch_seconds"] * result["epochs"] / 60
+        time = f"{minutes:.0f} min on {threads} core{'s' if threads > 1 else ''}"
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {published} | {result['epochs']} | {time} |")
     return "\n".join(rows)
 
 

@@ -40,14 +40,14 @@ def complaint(capsys) -> str:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "conv-beta", "--help"], ["recipes"]])
 def test_help_answers_at_once(arguments):
-    """Half a second is the promise; the median of a few runs, on a machine that may be busy, must be below one."""
+    """In under half a second, by the fastest of a few runs: the machine may be busy."""
     times = []
-    for _ in range(3):
+    for _ in range(4):
         started = time.perf_counter()
         result = subprocess.run([sys.executable, "-m", "vaelab", *arguments], capture_output=True, text=True)
         times.append(time.perf_counter() - started)
         assert result.returncode == 0, result.stderr
-    assert sorted(times)[1] < 1.0
+    assert min(times) < 0.5
     assert all(name in result.stdout for name in (COMMANDS if arguments == ["--help"] else []))
 
 
@@ -75,8 +75,10 @@ def test_evaluate_prints_a_table_or_json_and_writes_metrics(run, capsys):
         assert word in out
     assert main(["evaluate", str(run), "--json", "--split", "validation", "--num-samples", "2"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((run / "metrics.json").read_text())
-    assert printed["data"]["test_sha256"]
+    kept = json.loads((run / "metrics.json").read_text())
+    assert kept["splits"].keys() == {"test", "validation"}, "the numbers of the other split stay"
+    assert kept["splits"]["validation"]["metrics"] == printed["metrics"]
+    assert printed["data"]["test_sha256"] == kept["data"]["test_sha256"]
     assert printed["metrics"]["negative_elbo"]["n"] == 180
     assert "2 posterior samples" in printed["metrics"]["rate"]["protocol"]
 
@@ -103,7 +105,7 @@ def test_reconstruct_takes_own_images(run, tmp_path):
 
 
 def test_an_interrupted_pipe_is_no_error():
-    command = f"{sys.executable} -m vaelab recipes | head -1"
+    command = f"set -o pipefail; {sys.executable} -m vaelab recipes | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr
@@ -182,13 +184,13 @@ def test_wrong_usage_exits_with_2(arguments, message, capsys, tmp_path, monkeypa
     ("flag", "suggestion"), [("--bta", "--beta"), ("--epoch-s", "--epochs"), ("--learning-rat", "--learning-rate")]
 )
 def test_unknown_flags_are_answered_with_the_closest(flag, suggestion, capsys):
-    with pytest.raises(SystemExit) as leave:
-        main(["train", "mlp", flag, "3"])
-    assert leave.value.code == 2
-    error = capsys.readouterr().err
-    assert flag in error
-    assert suggestion in error
-    assert "Traceback" not in error
+    assert main(["train", "mlp", flag, "3"]) == 2
+    assert f"no flag {flag}; did you mean '{suggestion}'" in complaint(capsys)
+
+
+def test_unknown_flags_of_other_commands(run, capsys):
+    assert main(["evaluate", str(run), "--num-sample", "3"]) == 2
+    assert "no flag --num-sample; did you mean '--num-samples'" in complaint(capsys)
 
 
 def test_an_output_folder_that_holds_another_run_is_left_alone(run, capsys):

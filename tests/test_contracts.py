@@ -116,6 +116,21 @@ def test_the_bernoullis_fast_log_probability_is_torchs():
     torch.testing.assert_close(fast_grad, slow_grad)
 
 
+def test_the_fast_bernoulli_is_differentiable_in_pixels_and_twice():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, v: BernoulliImage(a).log_prob(v), (logits, x))
+    assert torch.autograd.gradgradcheck(lambda a, v: BernoulliImage(a).log_prob(v), (logits, x))
+
+
+def test_distributions_expand_as_torchs_do():
+    qz = specs.DiagonalNormal(3).build(6)(torch.randn(1, 6)).expand((5,))
+    assert qz.batch_shape == (5,)
+    assert qz.rsample((2,)).shape == (2, 5, 3)
+    assert BernoulliImage(torch.zeros(1, 1, 8, 8)).expand((4,)).log_prob(torch.ones(4, 1, 8, 8)).shape == (4,)
+
+
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=str)
 def test_posterior_samples_match_their_density(posterior):
     """The density of what is sampled is that of the distribution, and the samples have its moments."""

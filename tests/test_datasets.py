@@ -97,6 +97,16 @@ def test_idx_folders_with_and_without_a_test_set(tmp_path):
     assert len(load(str(tmp_path)).test) == 7
 
 
+def test_idx_folders_say_themselves_what_they_hold(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (30, 10, 9)).astype(np.uint8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
+    with pytest.raises(UsageError, match="leave out --image-size"):
+        load(str(tmp_path), reading=Reading(image_size=(32, 32)))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(x[:, 1:]))
+    with pytest.raises(FailureError, match="the training images are"):
+        load(str(tmp_path))
+
+
 def test_arrays_with_labels_and_ready_made_test_sets(tmp_path):
     x, y = np.random.default_rng(0).random((40, 9, 10)), np.arange(40) % 3
     np.savez(tmp_path / "a.npz", x=x, y=y)

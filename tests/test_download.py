@@ -78,6 +78,32 @@ def test_what_is_there_is_not_fetched_again(server, tmp_path):
     assert (tmp_path / "images.gz").stat().st_mtime_ns == before
 
 
+def test_a_damaged_file_is_fetched_again(server, tmp_path):
+    download(tmp_path, [f"{server}/good"], SHA256, timeout=5)
+    (tmp_path / "images.gz").write_bytes(b"damaged")
+    download(tmp_path, [f"{server}/good"], SHA256, timeout=5)
+    assert gzip.decompress((tmp_path / "images.gz").read_bytes()) == CONTENT
+
+
+def test_an_interrupted_download_is_completed(tmp_path, monkeypatch):
+    """A cache with some of the files is not an error: the missing ones are asked for."""
+    cache = tmp_path / "cache" / "mnist"
+    cache.mkdir(parents=True)
+    (cache / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b""))
+    monkeypatch.delenv("VAELAB_DATA", raising=False)
+    monkeypatch.setattr(sources, "_cache", lambda name: cache)
+    asked = []
+
+    def fetch(folder):
+        asked.append(folder)
+        raise FailureError("no host")
+
+    monkeypatch.setattr(sources, "download", fetch)
+    with pytest.raises(FailureError, match="incomplete"):
+        sources.mnist()
+    assert asked == [cache]
+
+
 def test_mnist_that_cannot_be_had_says_what_was_tried(tmp_path, monkeypatch):
     monkeypatch.setenv("VAELAB_DATA", str(tmp_path / "nothing"))
     monkeypatch.setattr(sources, "_cache", lambda name: tmp_path / "cache" / name)

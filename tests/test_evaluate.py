@@ -60,6 +60,31 @@ def test_dropout_is_off_and_the_mode_is_restored(digits):
     assert first == measure.evaluate(model, run, digits)
 
 
+def test_under_dynamic_binarization_every_split_is_scored_binary(monkeypatch):
+    from vaelab.data import load
+    from vaelab.models import VAE
+
+    data = load("digits", protocol="dynamic")
+    run = override(recipe("mlp"), protocol="dynamic", epochs=1)
+    model = fit(run, data)
+    seen = []
+    original = VAE.draw
+    monkeypatch.setattr(VAE, "draw", lambda self, x, *a, **k: (seen.append(x), original(self, x, *a, **k))[1])
+    for split in ("train", "validation", "test"):
+        result = measure.evaluate(model, run, data, split)
+        assert "not a likelihood" not in result["distortion"].protocol
+    assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
+
+
+def test_many_samples_are_cut_into_batches_that_change_nothing(digits):
+    run = override(recipe("mlp"), epochs=1)
+    model = fit(run, digits)
+    many = measure.evaluate(model, run, digits, num_samples=400)
+    assert many["distortion"].value == pytest.approx(
+        float(np.mean(measure.elbo_terms(model, digits.batches("test", 90), 400)[0])), abs=1e-3
+    )
+
+
 def test_the_floor_of_grey_cross_entropy():
     x = torch.tensor([0.0, 1.0, 0.5, 0.25]).reshape(1, 1, 2, 2)
     split = Split(x, None, torch.arange(1))

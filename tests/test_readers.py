@@ -167,6 +167,11 @@ class TestArrays:
         with pytest.raises(UsageError, match=r"a has shape|a holds 80"):
             as_images(np.zeros(shape, np.uint8), "a")
 
+    @pytest.mark.parametrize(("shape", "channels"), [((4, 9, 9), 3), ((4, 9, 9, 3), 1), ((4, 1, 9, 9), 3)])
+    def test_channels_that_are_not_there_are_refused(self, shape, channels):
+        with pytest.raises(UsageError, match=f"not --channels {channels}"):
+            as_images(np.full(shape, 7, np.uint8), "a", channels=channels)
+
     def test_channels_resolve_it(self):
         assert as_images(np.full((4, 1, 9, 3), 7, np.uint8), "a", channels=1).x.shape == (4, 1, 9, 3)
 
@@ -213,10 +218,12 @@ class TestArrays:
         with pytest.raises(FailureError, match="never unpickled"):
             read_array_file(tmp_path / "b.npz")
 
-    @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
-    def test_damaged_files(self, tmp_path, name):
+    @pytest.mark.parametrize(
+        ("name", "save"), [("a.npy", np.save), ("a.npz", np.savez), ("b.npz", np.savez_compressed)]
+    )
+    def test_damaged_files(self, tmp_path, name, save):
         path = tmp_path / name
-        (np.savez if name.endswith("z") else np.save)(path, np.zeros((3, 9, 9)))
+        save(path, np.random.default_rng(0).random((3, 9, 9)))
         path.write_bytes(path.read_bytes()[:-300])
         with pytest.raises(FailureError, match="damaged"):
             read_array_file(path)

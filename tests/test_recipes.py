@@ -44,6 +44,31 @@ def test_a_recipe_writes_the_files_that_its_source_names(name, tmp_path):
     assert main(["evaluate", str(out)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        (
+            ["conv-2d", "--data", "digits", "--latent-dim", "5", *SMALL_CONV],
+            "manifold.png is left out: a manifold needs 2",
+        ),
+        (["conv-warmup", "--data", "PETS", *SMALL_CONV], "anim_1_to_9.gif is left out: there is no class '1'"),
+        (["mlp", "--data", "FEW"], "latent_space.png is left out: a map by principal components needs"),
+    ],
+)
+def test_a_picture_that_does_not_fit_is_left_out_and_the_others_are_drawn(flags, left_out, tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "few.npz", x=rng.random((12, 9, 9)))
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(15):
+            Image.fromarray(rng.integers(0, 256, (12, 9)).astype(np.uint8)).save(tmp_path / "pets" / name / f"{i}.png")
+    paths = {"PETS": str(tmp_path / "pets"), "FEW": str(tmp_path / "few.npz")}
+    with caplog.at_level("INFO", "vaelab"):
+        assert main(["train", *[paths.get(f, f) for f in flags], "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert left_out in caplog.text
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
 def test_images_without_classes_train_all_the_same(tmp_path):
     np.save(tmp_path / "faces.npy", np.random.default_rng(0).random((60, 28, 20)))
     flags = FILES["conv-warmup"][0]

@@ -111,8 +111,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(nam
     assert same_bits(folder.load_best(), best)
     timeless = [{k: x for k, x in r.items() if k not in ("seconds", "images_per_second")} for r in folder.history()]
     assert timeless == [{k: x for k, x in r.items() if k not in ("seconds", "images_per_second")} for r in history]
-    leftovers = [p.name for p in folder.path.iterdir() if p.name.startswith(".") and not p.name.startswith(".last.pt")]
-    assert not leftovers
+    assert not [p.name for p in folder.path.iterdir() if p.name.startswith(".")], "nothing half-written stays"
 
 
 def test_this_resume_test_would_notice_a_forgotten_state(uninterrupted, tmp_path, monkeypatch):
@@ -208,6 +207,9 @@ class TestResume:
         assert "--beta 1.0 differs from the 0.5" in capsys.readouterr().err
 
     def test_fewer_epochs_are_refused_and_more_on_a_cosine_too(self, out, tmp_path, capsys):
+        fit(override(RUNS["mlp"], epochs=2), out=out, resume=True)
+        assert main(["train", "mlp", "--out", str(out), "--resume", "--epochs", "1"]) == 2
+        assert "--epochs 1 differs from the 2" in capsys.readouterr().err
         fit(override(RUNS["conv-beta"], epochs=1), out=tmp_path / "cosine")
         assert main(["train", "conv-beta", "--out", str(tmp_path / "cosine"), "--resume", "--epochs", "9"]) == 2
         assert "the schedule is spread over the epochs" in capsys.readouterr().err
@@ -220,6 +222,50 @@ class TestResume:
     def test_other_data_are_noticed(self, out, tmp_path):
         with pytest.raises(UsageError, match="--validation-size"):
             fit(override(RUNS["mlp"], epochs=2, validation_size=50), out=out, resume=True)
+
+    def test_changed_images_are_noticed(self, tmp_path, capsys):
+        import numpy as np
+
+        path, out = tmp_path / "a.npy", str(tmp_path / "run")
+        images = np.random.default_rng(0).integers(0, 256, (50, 9, 9)).astype(np.uint8)
+        np.save(path, images)
+        assert main(["train", "mlp", "--data", str(path), "--epochs", "1", "--out", out]) == 0
+        np.save(path, 255 - images)
+        for command in (
+            ["train", "mlp", "--out", out, "--resume", "--epochs", "2"],
+            ["evaluate", out],
+            ["reconstruct", out],
+        ):
+            assert main(command) == 1
+            assert "the data have changed" in capsys.readouterr().err
+
+    def test_the_command_that_began_a_run_goes_on_with_it(self, tmp_path):
+        """With every flag repeated, booleans and other parts too, from another folder, with the data's path relative."""
+        import numpy as np
+
+        np.save(tmp_path / "a.npy", np.random.default_rng(0).random((50, 9, 9)))
+        command = ["train", "conv-2d", "--data", "a.npy", "--encoder-batch-norm", "--optimizer", "adamw", "--weight-decay",
+                   "0.1", "--schedule", "constant", "--epochs", "1", "--out", str(tmp_path / "run")]  # fmt: skip
+        before = Path.cwd()
+        try:
+            os.chdir(tmp_path)
+            assert main(command) == 0
+            assert main([*command, "--resume"]) == 0
+        finally:
+            os.chdir(before)
+        more = [
+            "train",
+            "conv-2d",
+            "--out",
+            str(tmp_path / "run"),
+            "--resume",
+            "--epochs",
+            "2",
+            "--weight-decay",
+            "0.1",
+        ]
+        assert main(more) == 0
+        assert RunFolder.open(tmp_path / "run").load_last()["step"] == 2
 
     def test_another_recipe_is_refused(self, out, capsys):
         assert main(["train", "mlp-2d", "--out", str(out), "--resume"]) == 2
@@ -289,6 +335,17 @@ class TestMonitoring:
         rates = [record["learning_rate"] for record in RunFolder.open(tmp_path / "run").history()]
         assert rates[0] == pytest.approx(1e-12)
         assert rates[-1] == pytest.approx(1e-13)
+
+    def test_the_plateau_works_below_zero_too(self):
+        """A Gaussian likelihood gives negative losses; torch's relative threshold would call a worse one better."""
+        from vaelab import specs
+        from vaelab.trainer import _plateau
+
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        plateau = _plateau(specs.Plateau(1.0, lr_patience=1), optimizer)
+        for epoch in range(6):
+            plateau.step(-1000 + 0.05 * epoch)
+        assert optimizer.param_groups[0]["lr"] < 1.0
 
     def test_the_best_weights_are_the_averaged_ones_where_there_is_an_average(self, digits, tmp_path):
         run = override(RUNS["mlp"], ema_decay=0.9, epochs=2)
@@ -366,7 +423,45 @@ def test_dynamic_binarization_trains_on_new_binary_pixels_each_time(tmp_path):
     assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
 
 
+def test_groups_that_share_a_draw_take_all_gradients_before_any_steps(digits):
+    """Yielded together, an encoder's and a decoder's loss step as one optimizer over both would."""
+    from dataclasses import dataclass
+
+    from vaelab.objectives import ELBO
+
+    @dataclass(frozen=True)
+    class Together(ELBO):
+        def groups(self, model, networks):
+            encoder = [*model.encoder.parameters(), *model.posterior_head.parameters()]
+            return {"encoder": encoder, "decoder": list(model.decoder.parameters())}
+
+        def losses(self, model, networks, batch, noise):
+            draw = model.draw(batch.x, noise=noise)
+            loss = (draw.kl.sum(0) - draw.log_px.mean(0)).mean()
+            yield ("encoder", "decoder"), (loss, loss)
+            return {"loss": loss.detach(), "distortion": -draw.log_px.mean().detach(), "rate": draw.kl.mean().detach()}
+
+    plain = Trainer(RUNS["mlp"], digits, torch.device("cpu"))
+    together = Trainer(
+        __import__("dataclasses").replace(RUNS["mlp"], objective=Together()), digits, torch.device("cpu")
+    )
+    for trainer in (plain, together):
+        for _ in range(3):
+            trainer.train_step()
+    for (name, a), b in zip(plain.model.named_parameters(), together.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert set(together.state()["optimizers"]) == {"encoder", "decoder"}
+
+
 class TestBadNumbers:
+    def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(self, tmp_path, capsys):
+        out = tmp_path / "run"
+        command = ["train", "mlp", "--data", "digits", "--epochs", "2", "--lr", "1e39", "--save-every", "1"]
+        assert main([*command, "--out", str(out)]) == 1
+        assert "finite" in capsys.readouterr().err
+        kept = RunFolder.open(out).load_last()
+        assert kept is None or all(torch.isfinite(x).all() for x in kept["model"].values())
+
     def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_checkpoint(
         self, tmp_path, monkeypatch, capsys
     ):

@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Generator[BinaryIO]:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -108,7 +108,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file; a last line that was cut short by a crash is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailureError(f"{path} cannot be read: {error}") from error
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:

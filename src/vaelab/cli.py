@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import logging
 import os
@@ -63,7 +65,10 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "train":
         _train(rest)
     else:
-        tyro.cli(COMMANDS[name], args=rest, prog=f"vaelab {name}", config=(FlagCreatePairsOff,))
+        command = COMMANDS[name]
+        known = {f"--{parameter.replace('_', '-')}" for parameter in inspect.signature(command).parameters}
+        _refuse_unknown_flags(rest, known - {"--run"} | {"--help"})
+        tyro.cli(command, args=rest, prog=f"vaelab {name}", config=(FlagCreatePairsOff,))
     return 0
 
 
@@ -87,12 +92,13 @@ def _complain(error: object, code: int) -> int:
 
 def recipes() -> None:
     """List the recipes: what each reproduces, its published numbers, its cost."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("recipe", "what it is", "source", "published (MNIST test, nats)", "cost on 2 CPU cores"):
-        table.add_column(column, overflow="fold", no_wrap=column == "recipe")
+    table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
-        published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items()) or "none"
-        table.add_row(name, entry.title, entry.source, published, entry.cost)
+        published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
+        facts = [f"source {entry.source}", f"{entry.cost} on one CPU core"]
+        facts += [f"published (MNIST test, nats): {published}"] if published else []
+        table.add_row(f"[bold]{name}", entry.title)
+        table.add_row("", f"[dim]{'; '.join(facts)}")
     Console().print(table, highlight=False)
 
 
@@ -109,27 +115,48 @@ def _train(arguments: list[str]) -> None:
     name, rest = arguments[0], arguments[1:]
     if name.startswith("-"):
         raise UsageError(f"the recipe comes first: vaelab train RECIPE {name} ...; choose one of {', '.join(RECIPES)}")
-    base = _choose_parts(recipe(name), rest)
-    run, out, resume = _parse(base, rest)
-    folder = Path(out or f"runs/{run.recipe}-{Path(run.data.source).stem}-s{run.training.seed}")
-    if resume:
+    base = recipe(name)
+    if "--resume" in rest:
+        # Parsed with the folder's own settings as defaults: what is not given on the command line is the folder's, and
+        # what is given and differs is found.
         from vaelab.folder import RunFolder
 
-        # Parsed again with the folder's own settings as defaults: what was not given on the command line is the
-        # folder's, and what was given and differs is found.
-        found = RunFolder.open(folder).run
-        if found.recipe != name:
-            raise UsageError(f"{folder} holds a run of {found.recipe}, not of {name}")
-        run, _, _ = _parse(_choose_parts(found, rest), rest)
-    _fit(run, folder, resume)
+        folder = _folder_asked_for(base, rest)
+        base = RunFolder.open(folder).run
+        if base.recipe != name:
+            raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
+    run, out, resume = _parse(_choose_parts(base, rest), rest)
+    _fit(run, Path(out) if out else _default_folder(run.recipe, run.data.source, run.training.seed), resume)
+
+
+def _folder_asked_for(run: Run, arguments: Sequence[str]) -> Path:
+    """The run folder that a command line means, before it is parsed."""
+    out = _value(arguments, "--out")
+    data, seed = _value(arguments, "--data") or run.data.source, _value(arguments, "--seed") or run.training.seed
+    return Path(out) if out else _default_folder(run.recipe, data, seed)
+
+
+def _default_folder(name: str, data: str, seed: int | str) -> Path:
+    return Path(f"runs/{name}-{Path(data).stem}-s{seed}")
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """The value that is given to a flag, as ``--flag value`` or ``--flag=value``; the last one counts."""
+    found: str | None = None
+    for i, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name == flag and (given or i + 1 < len(arguments)):
+            found = value if given else arguments[i + 1]
+    return found
 
 
 def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
     from vaelab.folder import RunFolder
     from vaelab.progress import Display
-    from vaelab.train import InterruptedRun, fit, load_data
+    from vaelab.train import InterruptedRun, fit, load_data, with_absolute_path
 
+    run = with_absolute_path(run)
     if resume:
         run = RunFolder.open(folder).reconcile(run)
     else:
@@ -142,9 +169,12 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
         raise InterruptedRun(f"{error}; go on with: vaelab train {run.recipe} --out {folder} --resume") from error
-    history = RunFolder.open(folder).history()
-    pictures.draw_at_end(run, model, data, history, folder)
+    history, state = RunFolder.open(folder).history(), RunFolder.open(folder).load_last()
+    if not history or state is None:
+        raise FailureError(f"{folder} has lost its history.jsonl or last.pt: its pictures cannot be drawn")
     last = history[-1]
+    best_epoch = last["epoch"] if state["best"] is None else state["best"][1]
+    pictures.draw_at_end(run, model, data, history, best_epoch, folder)
     say("epoch %d, validation: distortion %.2f + rate %.2f nats per image", last["epoch"],
         last["validation_distortion"], last["validation_rate"])  # fmt: skip
     say("done; test numbers: vaelab evaluate %s", folder)
@@ -154,12 +184,17 @@ def _choose_parts(run: Run, arguments: Sequence[str]) -> Run:
     """Apply the flags that choose a part (``--optimizer adamw``): they decide which other flags there are."""
     chosen: dict[str, str] = {}
     for slot in slots_with_choice():
-        for i, argument in enumerate(arguments):
-            flag, given, value = argument.partition("=")
-            if flag in (f"--{slot}", f"--{slot.replace('_', '-')}") and (given or i + 1 < len(arguments)):
-                chosen[slot] = value if given else arguments[i + 1]
+        if (word := _value(arguments, f"--{slot}")) is not None:
+            chosen[slot] = word
     current = {slot: getattr(run, slot).word for slot in chosen if getattr(run, slot) is not None}
     return override(run, **{slot: word for slot, word in chosen.items() if current.get(slot) != word})
+
+
+def _refuse_unknown_flags(arguments: Sequence[str], known: set[str]) -> None:
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            raise UsageError(f"no flag {flag}{did_you_mean(flag, known)}")
 
 
 def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
@@ -180,6 +215,13 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
     fields.append(
         ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None)
     )
+    flags_known = {f"--{name}" for name in ("out", "resume", "help", "no-resume", *slots_with_choice())}
+    for name, leaf in leaves.items():
+        words = [name.replace("_", "-"), *(alias.replace("_", "-") for alias in leaf.aliases)]
+        flags_known |= {
+            f"--{prefix}{word}" for word in words for prefix in ("", "no-") if not prefix or leaf.type is bool
+        }
+    _refuse_unknown_flags(arguments, flags_known)
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
@@ -188,7 +230,6 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
         args=list(arguments),
         prog=f"vaelab train {run.recipe}",
         description=f"{entry.title} (source: {entry.source})",
-        config=(FlagCreatePairsOff,),
     )
     changes = {name: getattr(parsed, name) for name, leaf in leaves.items() if getattr(parsed, name) != leaf.value}
     return override(run, **changes), parsed.out, parsed.resume
@@ -210,33 +251,38 @@ def evaluate(run: RunPath, /, split: Literal["train", "validation", "test"] = "t
         json: print JSON instead of a table.
     """
     from vaelab import evaluate as measure
-    from vaelab.checkpoint import write_json
+    from vaelab.checkpoint import read_json, write_json
 
     if num_samples < 1:
         raise UsageError(f"--num-samples {num_samples}: must be at least 1")
     config, model, data = _opened(run)
     estimates = measure.evaluate(model, config, data, split, num_samples)
     floor = None if model.is_density(binary_data=data.binary) else measure.grey_floor(data.split(split))
-    result: dict[str, Any] = {
+    result = {"cross_entropy_floor": floor, "metrics": {name: e.to_json() for name, e in estimates.items()}}
+    about = {
         "recipe": config.recipe,
-        "split": split,
         "beta": config.objective.beta,
         "data": data.record(),
-        "cross_entropy_floor": floor,
-        "metrics": {name: estimate.to_json() for name, estimate in estimates.items()},
+        "weights_sha256": hashlib.sha256((run / "best_model.pth").read_bytes()).hexdigest(),
     }
-    write_json(run / "metrics.json", result)
+    path = run / "metrics.json"
+    before = read_json(path) if path.exists() else {}
+    # What was measured on other splits stays, as long as it was the same weights on the same data.
+    splits = before["splits"] if before | about == before and "splits" in before else {}
+    write_json(path, {**about, "splits": {**splits, split: result}})
     if json:
-        print(_json(result))
+        print(_json({**about, "split": split, **result}))
         return
-    table = Table(title=f"{run}: {next(iter(estimates.values())).protocol}", title_justify="left", box=None)
+    console = Console()
+    protocol = next(iter(estimates.values())).protocol
+    console.print(f"{run}: {protocol}", highlight=False, soft_wrap=True)
+    table = Table(box=None)
     for column in ("", "value", "s.e.", "unit", "n"):
         table.add_column(column, justify="left" if column in ("", "unit") else "right")
     names = {"negative_elbo": "-ELBO (distortion + rate)", "objective": f"distortion + {config.objective.beta:g} rate"}
     for name, estimate in estimates.items():
         numbers = (f"{estimate.value:.2f}", f"{estimate.stderr:.2f}", estimate.unit, f"{estimate.n:,}")
         table.add_row(names.get(name, name), *numbers)
-    console = Console()
     console.print(table, highlight=False)
     if floor is not None:
         console.print(f"Cross-entropy on grey pixels is no likelihood, and cannot go below {floor:.2f} nats here "
@@ -278,26 +324,25 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
         out: the PNG to write; default: RUN/reconstruct-SPLIT.png.
     """
     from vaelab import figures, pictures
-    from vaelab.data.sources import Reading, find
-    from vaelab.train import load_data, load_model
+    from vaelab.data.sources import NAMED, Reading, find
+    from vaelab.train import load_model
 
     if num < 1:
         raise UsageError(f"--num {num}: must be at least 1")
-    model, config = load_model(run), _config(run)
     if images is None:
-        chosen = load_data(config).split(split)
-        x, what = chosen.rows(slice(0, num)).x, split
+        _, model, data = _opened(run)
+        batch, _ = next(data.batches(split, num))
+        x, what = batch.x, split
     else:
         import torch
 
         from vaelab.data.datasets import unit
 
+        model, config = load_model(run), _config(run)
         channels, height, width = model.shape
-        own = Path(images).suffix in (".npy", ".npz")
-        reading = Reading(
-            None if own else (height, width), channels if channels in (1, 3) else None, config.data.value_range
-        )
-        pool = find(images, reading)
+        size = (height, width) if Path(images).is_dir() else None  # the images of a folder are scaled and cropped
+        wanted = 3 if channels == 3 else 1
+        pool = find(images, Reading() if images in NAMED else Reading(size, wanted, config.data.value_range))
         if pool.train.x.shape[1:] != model.shape:
             raise UsageError(
                 f"--images {images}: images of {pool.train.x.shape[1:]}, the run was trained on {model.shape}"
@@ -317,12 +362,12 @@ def animate(run: RunPath, /, digits: str = "19", frames: int = 16, out: Output =
         out: the GIF to write; default: RUN/animate-DIGITS.gif.
     """
     from vaelab import pictures
-    from vaelab.train import load_data, load_model
 
     if not 1 <= frames <= 500:
         raise UsageError(f"--frames {frames}: must be from 1 to 500")
     target = _target(run, out, f"animate-{digits}.gif")
-    _write(target, pictures.animation(load_model(run), load_data(_config(run)), digits, frames=frames))
+    _, model, data = _opened(run)
+    _write(target, pictures.animation(model, data, digits, frames=frames))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -206,7 +206,8 @@ def check(run: Run) -> None:
 _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
              "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
              "image_size"}  # fmt: skip
-_FRACTION = {"augment_prob", "ema_decay", "dropout", "lr_factor"}
+_FRACTION = {"augment_prob"}
+_BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas"}
 
 
 def _check_number(name: str, number: float) -> None:
@@ -217,7 +218,7 @@ def _check_number(name: str, number: float) -> None:
         raise UsageError(f"{flag} {number}: must be a finite number")
     if (positive and number <= 0) or number < 0:
         raise UsageError(f"{flag} {number}: must be {'greater than' if positive else 'at least'} 0")
-    if (base in _FRACTION and number > 1) or (base in ("ema_decay", "dropout") and number == 1):
+    if (base in _FRACTION and number > 1) or (base in _BELOW_ONE and number >= 1):
         raise UsageError(f"{flag} {number}: must be between 0 and 1")
 
 
@@ -242,12 +243,6 @@ def from_json(content: Mapping[str, Any]) -> Run:
     return run
 
 
-def kinds() -> dict[str, type]:
-    """Every dataclass that a run may hold, by its name."""
-    parts = [kind for choices in _choices().values() for kind in choices]
-    return {kind.__name__: kind for kind in [*parts, Data, Augment, Training, Picture]}
-
-
 def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -269,12 +264,12 @@ def _decode(kind: type, content: Mapping[str, Any], where: str) -> Any:
 def _decode_value(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         name = value.get("kind")
-        allowed = kinds()
+        allowed: dict[str, type] = {kind.__name__: kind for kind in _members(hint) if isinstance(kind, type)}
         if name not in allowed:
             raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(str(name), allowed)}")
         return _decode(allowed[name], {k: v for k, v in value.items() if k != "kind"}, where)
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return tuple(_decode_value(item, None, where) for item in value)
+        return tuple(_decode_value(item, typing.get_args(hint)[0], where) for item in value)
     return _coerced(where, value, hint)
 
 

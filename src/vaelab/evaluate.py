@@ -6,6 +6,7 @@ Shapes: N data set.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from vaelab.config import Run
-from vaelab.data.datasets import Dataset, Split, unit
+from vaelab.data.datasets import BATCH, Dataset, Split, unit
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms
-
-BATCH = 500
 
 
 @final
@@ -68,14 +67,15 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
         split: train, validation or test.
         num_samples: posterior samples per example, over which its distortion is averaged.
     """
-    images = data.split(split)
     training = model.training
-    distortion, rate = elbo_terms(model.eval(), images.batches(BATCH), num_samples)
+    # Row noise makes the batch size a matter of memory alone: some ten thousand decoded images at a time.
+    batch_size = max(1, min(BATCH, 10_000 // num_samples))
+    distortion, rate = elbo_terms(model.eval(), data.batches(split, batch_size), num_samples)
     model.train(training)
     protocol = describe(model, data, split, num_samples)
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
     if run.objective.beta != 1:
-        values["objective"] = distortion + run.objective.beta * rate
+        values["objective"] = run.objective.at(math.inf).weigh(distortion, rate)
     return {name: Estimate.of(value, "nats", protocol) for name, value in values.items()}
 
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaelab.data.datasets import BATCH
 from vaelab.errors import UsageError
 from vaelab.models import VAE
 
@@ -96,7 +97,7 @@ def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
     pictures = decode(model, torch.stack([right, down], -1).reshape(-1, 2))
     figure = _picture(tile(pictures, side, gap=0), title or "Learned manifold")
     axes = figure.axes[0]
-    shown = np.linspace(0, side - 1, 5).round().astype(int)
+    shown = sorted({0, side // 4, side - 1 - side // 4, side - 1})  # symmetric about 0, as the grid is
     height, width = model.shape[1:]
     labels = [f"{ticks[i]:.1f}" for i in shown]
     axes.set_xticks([(i + 0.5) * width for i in shown], labels)
@@ -188,6 +189,8 @@ def latent_map(
     if codes.shape[1] == 1:
         codes = np.concatenate([codes, np.zeros_like(codes)], 1)
     if codes.shape[1] > 2:
+        if len(codes) < 2:
+            raise UsageError("a map by principal components needs at least 2 images")
         from sklearn.decomposition import PCA
 
         pca = PCA(2, svd_solver="full").fit(codes)
@@ -221,13 +224,13 @@ def latent_map(
     return figure
 
 
-def encode(model: VAE, x: Tensor, batch_size: int = 500) -> NDArray[np.float32]:
+def encode(model: VAE, x: Tensor, batch_size: int = BATCH) -> NDArray[np.float32]:
     """Posterior means (N, D) of images in [0, 1]."""
     with torch.no_grad():
         return torch.cat([model.posterior(rows).mean for rows in x.split(batch_size)]).cpu().numpy()
 
 
-def decode(model: VAE, z: Tensor, batch_size: int = 500) -> Tensor:
+def decode(model: VAE, z: Tensor, batch_size: int = BATCH) -> Tensor:
     """Means (N, C, H, W) of p(x|z)."""
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -237,7 +240,7 @@ def decode(model: VAE, z: Tensor, batch_size: int = 500) -> Tensor:
 def sample_prior(model: VAE, count: int, seed: int) -> Tensor:
     """Latents (N, D) from the prior: the same for the same seed, and torch's global generator is left alone."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         return model.prior().sample((count,))
 
 

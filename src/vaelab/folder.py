@@ -26,7 +26,7 @@ MACHINE_SETTINGS = frozenset({"precision", "device", "threads"})
 @final
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that holds one run. All writes are atomic."""
+    """A folder that holds one run. Files are replaced atomically; the history is appended to, line by line."""
 
     path: Path
 
@@ -58,6 +58,11 @@ class RunFolder:
             hint = "train one with vaelab train RECIPE --out " + str(path)
             raise UsageError(f"{path} holds no run (no config.json): {hint}")
         return cls(path)
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed in the middle of a write has left."""
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
 
     # configuration
 

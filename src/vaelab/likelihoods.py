@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
@@ -76,6 +75,10 @@ class BernoulliImage(Independent):  # pyright: ignore[reportMissingTypeArgument]
         super().__init__(pixels, 3, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
         self.logits = logits
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> BernoulliImage:
+        """The same distribution with more leading dimensions."""
+        return BernoulliImage(self.logits.expand(*batch_shape, *self.logits.shape[-3:]))
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability (*leading) of images (*leading, C, H, W) or of any shape that broadcasts with the logits."""
         apply: Callable[[Tensor, Tensor], Tensor] = cast(Any, _BernoulliLogProb).apply
@@ -86,7 +89,7 @@ class _BernoulliLogProb(torch.autograd.Function):
     r""":math:`\sum_i x_i a_i - \log(1 + e^{a_i})` over an image; its derivative by a is :math:`x - \sigma(a)`.
 
     The same as torch's binary cross-entropy from logits, in half the passes over the pixels: these are a fifth of a
-    training step of a small network. Pixels get no gradient: they are data.
+    training step of a small network.
     """
 
     @staticmethod
@@ -95,12 +98,13 @@ class _BernoulliLogProb(torch.autograd.Function):
         return (x * logits).sub_(softplus(logits)).sum((-3, -2, -1))
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         logits, x = ctx.saved_tensors
-        return (x - torch.sigmoid(logits)).mul_(grad[..., None, None, None]), None
+        grad = grad[..., None, None, None]
+        by_x = (grad * logits).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
+        return ((x - torch.sigmoid(logits)) * grad).sum_to_size(logits.shape), by_x
 
 
 @final

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, final
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar, Union, final
 
 from vaelab import schedules
 from vaelab.specs import option
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from vaelab.models import Batch, LatentVariableModel
     from vaelab.runtime import Noise
 
-Losses = Generator[tuple[str, "Tensor"], None, "dict[str, Tensor]"]
+Number = TypeVar("Number", "Tensor", "NDArray[np.float64]", float)  # a term: of a batch, of every example, or a mean
+Group = str | tuple[str, ...]
+Loss = Union["Tensor", "tuple[Tensor, ...]"]
+Losses = Generator[tuple[Group, Loss], None, "dict[str, Tensor]"]
 
 
 class Objective(Protocol):
@@ -48,11 +51,15 @@ class Objective(Protocol):
         ...
 
     def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
-        """Lazily yield ``(group, loss)``, one optimizer step each; return the batch means to record, in nats."""
+        """Lazily yield ``(group, loss)``, one optimizer step each; return the batch means to record, in nats.
+
+        Groups that share one draw are yielded together, ``((group, ...), (loss, ...))``: all their gradients are taken
+        before any of them steps.
+        """
         ...
 
-    def weigh(self, distortion: Tensor, rate: Tensor) -> Tensor:
-        """The value that is monitored, from a data set's mean distortion and rate, in nats per example."""
+    def weigh(self, distortion: Number, rate: Number) -> Number:
+        """The value that is minimised and monitored, from distortion and rate, in nats per example."""
         ...
 
 
@@ -107,7 +114,7 @@ class ELBO:
         yield "model", loss
         return {"loss": loss.detach(), "distortion": distortion.detach(), "rate": rate.detach()}
 
-    def weigh(self, distortion: Tensor, rate: Tensor) -> Tensor:
+    def weigh(self, distortion: Number, rate: Number) -> Number:
         """Distortion + beta * rate."""
         return distortion + self.beta * rate
 
@@ -135,6 +142,6 @@ def elbo_terms(
     with torch.no_grad():
         for batch, noise in batches:
             draw = model.draw(batch.x, num_samples=num_samples, noise=noise)
-            distortions.append((-draw.log_px).mean(0).double().cpu().numpy())
-            rates.append(draw.kl.sum(0).double().cpu().numpy())
+            distortions.append((-draw.log_px).mean(0).cpu().double().numpy())
+            rates.append(draw.kl.sum(0).cpu().double().numpy())
     return np.concatenate(distortions), np.concatenate(rates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch.nn.functional import interpolate
 
 from vaelab import figures
 from vaelab.checkpoint import write_bytes
-from vaelab.config import Run
-from vaelab.data.datasets import Dataset, Split
+from vaelab.config import Picture, Run
+from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.errors import UsageError
 from vaelab.models import VAE
 from vaelab.train import Epoch
+
+log = logging.getLogger("vaelab")
 
 PI = "314159265358979"  # 15 digits: long enough to feel like pi, short enough to watch
 GIF_SIDE = 140
@@ -49,24 +52,24 @@ def draw_each_epoch(epoch: Epoch) -> None:
     """Draw the pictures that are due after this epoch (an ``on_epoch_end`` function of ``fit``)."""
     if epoch.folder is None:
         return
-    due = [p for p in epoch.run.pictures if p.every is not None and epoch.number % p.every == 0]
+    due = [p for p in epoch.run.pictures if p.every is not None and (epoch.last or epoch.number % p.every == 0)]
     _draw(due, Scene(epoch.run, epoch.model, epoch.data, epoch.history, epoch.number), epoch.folder)
 
 
-def draw_at_end(run: Run, model: VAE, data: Dataset, history: list[dict[str, Any]], folder: Path) -> None:
-    """Draw the pictures of a finished run, from its best model."""
-    last = history[-1]["epoch"] if history else 0
-    scene = Scene(run, model, data, history, last)
-    _draw([p for p in run.pictures if p.every is None or last % p.every], scene, folder)
+def draw_at_end(run: Run, model: VAE, data: Dataset, history: list[dict[str, Any]], epoch: int, folder: Path) -> None:
+    """Draw the pictures of a finished run, from its best model, that of this epoch."""
+    _draw([p for p in run.pictures if p.every is None], Scene(run, model, data, history, epoch), folder)
 
 
-def _draw(pictures: list[Any], scene: Scene, folder: Path) -> None:
+def _draw(pictures: list[Picture], scene: Scene, folder: Path) -> None:
     for picture in pictures:
-        if picture.draw not in DRAW:
-            raise UsageError(f"no picture {picture.draw!r}: choose one of {', '.join(DRAW)}")
-        if scene.data.validation.y is None and picture.draw.startswith("animation"):
-            continue  # nothing to walk between: the images have no classes
-        write_bytes(folder / picture.file.format(epoch=scene.epoch), DRAW[picture.draw](scene))
+        name = picture.file.format(epoch=scene.epoch)
+        try:
+            content = DRAW[picture.draw](scene)
+        except UsageError as error:  # what a recipe draws may not fit these data: that is no reason to lose the rest
+            log.info("%s is left out: %s", name, error)
+        else:
+            write_bytes(folder / name, content)
 
 
 def _samples(scene: Scene) -> bytes:
@@ -156,7 +159,7 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
     unknown = [digit for digit in digits if digit not in data.classes]
     if unknown or len(digits) < 2:
         wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
-        raise UsageError(f"--digits {digits}: {wrong}; give two or more of {', '.join(data.classes)}")
+        raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
     codes = _codes(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}
@@ -164,7 +167,7 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
     for digit in digits:
         of_class = codes[labels == data.classes.index(digit)]
         if len(of_class) == 0:
-            raise UsageError(f"--digits {digits}: the validation split has no image of class {digit!r}")
+            raise UsageError(f"the validation split has no image of class {digit!r}")
         nearest = ((of_class - of_class.mean(0)) ** 2).sum(1).argsort()
         path.append(of_class[nearest[seen.get(digit, 0) % len(nearest)]])
         seen[digit] = seen.get(digit, 0) + 1
@@ -173,7 +176,7 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
 
 def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
     """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
-    return np.concatenate([figures.encode(model, batch.x) for batch, _ in split.batches(500)])
+    return np.concatenate([figures.encode(model, batch.x) for batch, _ in split.batches(BATCH)])
 
 
 # --- encoding -------------------------------------------------------------------------------------------------------

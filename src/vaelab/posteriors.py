@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,11 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
         normal = Normal(loc, scale, validate_args=False)
         super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
         self.loc, self.scale = loc, scale
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalPosterior:
+        """The same distribution with more leading dimensions."""
+        shape = (*batch_shape, self.loc.shape[-1])
+        return NormalPosterior(self.loc.expand(shape), self.scale.expand(shape))
 
     def rsample_and_log_prob(
         self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False

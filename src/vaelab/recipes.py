@@ -23,7 +23,7 @@ class Recipe:
         title: one line that says what it is.
         source: the description that it implements.
         published: the source's numbers on MNIST's test set in nats per image, by name; empty if it gives none.
-        cost: what full length takes on two CPU cores, as measured.
+        cost: what full length takes on one CPU core, as measured.
     """
 
     make: Callable[[], Run]
@@ -111,8 +111,8 @@ def conv_beta() -> Run:
     """A convolutional beta-VAE with batch norm, dropout, augmentation, KL annealing and warm-up + cosine."""
     return Run(
         recipe="conv-beta",
-        # SiLU and one dense layer of 256 on either side are ours: the source names neither. After 15 epochs they are
-        # worth 2.7 nats of the validation objective over ReLU without the dense layers (docs/results.md).
+        # SiLU and one dense layer of 256 on either side are ours: the source names neither (docs/results.md has what
+        # they are worth).
         encoder=specs.ConvEncoder((32, 64, 128), (256,), batch_norm=True, dropout=0.05, activation="silu"),
         posterior=specs.DiagonalNormal(32),
         decoder=specs.ConvDecoder((128, 64, 32), (256,), batch_norm=True, activation="silu"),
@@ -136,19 +136,19 @@ RECIPES: dict[str, Recipe] = {
         "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
         "000_577eaa41b4d2401e.txt",
         {},
-        "",
+        "20 min",
     ),
-    "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, ""),
-    "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, ""),
+    "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, "3 min"),
+    "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, "3 min"),
     "conv-2d": Recipe(
-        conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, ""
+        conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, "15 min"
     ),
     "conv-beta": Recipe(
         conv_beta,
         "conv beta-VAE, batch norm, dropout, annealing, augmentation",
         "004_b017f747db271a51.txt",
         {"distortion": 71.16, "rate": 29.79, "objective": 95.00},
-        "",
+        "95 min",
     ),
 }
 

@@ -151,7 +151,10 @@ def reseed_dropout(seed: int, step: int, device: torch.device, rank: int = 0) ->
     state = _derived_seed(seed, "dropout", step, rank)
     # Not torch.manual_seed: it also queues a call, with a formatted stack trace, for each backend that is not in use.
     if device.type == "cuda":
-        torch.cuda.manual_seed(state)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(state)
+    elif device.type == "mps":
+        torch.mps.manual_seed(state)
     else:
         torch.default_generator.manual_seed(state)
 

@@ -20,7 +20,7 @@ import torch
 
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import Reading
+from vaelab.data.sources import NAMED, Reading
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.models import VAE
@@ -46,6 +46,7 @@ class Epoch:
         number: the epoch, counted from 1.
         history: one record an epoch so far, this one included.
         folder: the run folder, or None.
+        last: whether the run ends with this epoch.
     """
 
     run: Run
@@ -54,6 +55,7 @@ class Epoch:
     number: int
     history: list[dict[str, Any]]
     folder: Path | None
+    last: bool
 
 
 def fit(
@@ -65,7 +67,7 @@ def fit(
     on_epoch_end: Sequence[Callable[[Epoch], None]] = (),
     display: Display | None = None,
 ) -> VAE:
-    """Train a run and return its best model: the weights with the lowest monitored validation loss.
+    """Train a run and return its best model, on the CPU: the weights with the lowest monitored validation loss.
 
     Monitored is the validation objective at its final weights (the final beta), with fixed noise, from the epoch on in
     which annealing and warm-up have ended.
@@ -86,6 +88,7 @@ def fit(
     """
     if isinstance(data, str):
         run = override(run, data=data)
+    run = with_absolute_path(run)
     folder = _folder(out, resume)
     if folder is not None and resume:
         run = folder.reconcile(run)
@@ -97,7 +100,15 @@ def fit(
             _prepare(folder, trainer, resume)
         with display or contextlib.nullcontext(), _interruptions(enabled=folder is not None) as interrupted:
             _train(trainer, folder, on_epoch_end, display, interrupted)
-        return trainer.best_model()
+        return trainer.best_model().cpu()
+
+
+def with_absolute_path(run: Run) -> Run:
+    """The run with the path of its data made absolute, so that it can be gone on with from another folder."""
+    path = Path(run.data.source).expanduser()
+    if run.data.source in NAMED or not path.exists():
+        return run
+    return override(run, data=str(path.resolve()))
 
 
 def load_data(run: Run) -> Dataset:
@@ -149,9 +160,9 @@ def _train(
                 folder.save_best(trainer.best_weights or {})
             if display is not None:
                 _show(display, trainer, trainer.step - first, trained)
-            event = Epoch(
-                trainer.run, trainer.evaluated.eval(), trainer.data, trainer.epoch, history, folder and folder.path
-            )
+            path = None if folder is None else folder.path
+            model = trainer.evaluated.eval()
+            event = Epoch(trainer.run, model, trainer.data, trainer.epoch, history, path, last=trainer.done)
             for function in on_epoch_end:
                 function(event)
             if folder is not None:
@@ -214,6 +225,7 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
             log.info("the run is complete, after %d epochs: nothing is left to train", trainer.epoch)
         else:
             log.info("resumed at step %d of %d (epoch %d)", trainer.step, trainer.total_steps, trainer.epoch + 1)
+    folder.sweep()
     folder.cut_history(trainer.step)
     folder.write_config(trainer.run, record, resolved)
 
@@ -267,9 +279,9 @@ def load_model(path: str | Path) -> VAE:
     """
     folder = RunFolder.open(Path(path))
     channels, height, width = folder.config()["data"]["shape"]
-    model = build_model(folder.run, (channels, height, width))
+    model, weights = build_model(folder.run, (channels, height, width)), folder.load_best()
     try:
-        model.load_state_dict(folder.load_best())
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise FailureError(
             f"{folder.path / 'best_model.pth'} does not fit config.json: {str(error).splitlines()[-1]}"

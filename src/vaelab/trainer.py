@@ -18,24 +18,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.augment import Motion, augment
-from vaelab.data.datasets import Dataset, binarize_batch
+from vaelab.data.datasets import BATCH, Dataset, binarize_batch
 from vaelab.errors import FailureError
 from vaelab.models import VAE
-from vaelab.objectives import elbo_terms
+from vaelab.objectives import Group, Loss, elbo_terms
 from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed_dropout, resolve_precision
 from vaelab.specs import Shape
 
 log = logging.getLogger("vaelab")
 
 TERMS: tuple[str, ...] = ("loss", "distortion", "rate", "grad_norm")  # recorded of every step, in nats per example
-EVALUATION_BATCH = 500
 
 
 def build_model(run: Run, shape: Shape) -> VAE:
     """Make a run's model for images of this shape, with weights that depend on the run's seed alone."""
     likelihood = run.likelihood or (specs.Bernoulli() if shape[0] == 1 else specs.Gaussian())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(run.training.seed, "weights").initial_seed())
+        torch.default_generator.manual_seed(generator(run.training.seed, "weights").initial_seed())
         return VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
 
 
@@ -107,27 +106,36 @@ class Trainer:
         while True:
             try:
                 with self._autocast():
-                    group, loss = next(losses)
+                    groups, values = next(losses)
             except StopIteration as end:
                 terms: dict[str, Tensor] = end.value
                 break
-            norm = torch.maximum(norm, self._descend(group, loss))
+            norm = torch.maximum(norm, self._descend(groups, values))
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.terms[within] = torch.stack([terms["loss"], terms["distortion"], terms["rate"], norm])
         self.step += 1
 
-    def _descend(self, group: str, loss: Tensor) -> Tensor:
-        """One optimizer step of one group; returns the gradient's norm where it is clipped, else 0."""
-        parameters, optimizer = self.groups[group], self.optimizers[group]
-        if not isinstance(self.run.schedule, specs.Plateau):
-            for settings in optimizer.param_groups:
-                settings["lr"] = self.schedule(self.step)
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
+    def _descend(self, groups: Group, losses: Loss) -> Tensor:
+        """One optimizer step of one group, or of several together: all gradients are taken before any of them steps.
+
+        Returns the largest norm of a group's gradient where it is clipped, else 0.
+        """
+        names = (groups,) if isinstance(groups, str) else groups
+        values = (losses,) if isinstance(losses, Tensor) else losses
+        for name in names:
+            self.optimizers[name].zero_grad()
+        for i, (name, loss) in enumerate(zip(names, values, strict=True)):
+            loss.backward(inputs=self.groups[name], retain_graph=i < len(names) - 1)
         clip = self.run.training.clip_norm
-        norm = loss.new_zeros(()) if clip is None else clip_grad_norm_(parameters, clip)
-        optimizer.step()
+        norm = values[0].new_zeros(())
+        for name in names:
+            if clip is not None:
+                norm = torch.maximum(norm, clip_grad_norm_(self.groups[name], clip))
+            if not isinstance(self.run.schedule, specs.Plateau):
+                for settings in self.optimizers[name].param_groups:
+                    settings["lr"] = self.schedule(self.step)
+            self.optimizers[name].step()
         return norm
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -151,13 +159,14 @@ class Trainer:
     def check_finite(self) -> None:
         """Raise if a step of this epoch had a loss that is NaN or infinite."""
         done = self._steps_into_epoch()
-        terms = self.terms[:done, :3]
+        terms = self.terms[:done]
         bad = (~torch.isfinite(terms)).nonzero()
         if len(bad) == 0:
             return
         row, _ = bad[0].tolist()
         values: dict[str, float] = dict(zip(TERMS, terms[row].tolist(), strict=False))
-        term = next((name for name in ("distortion", "rate") if not math.isfinite(values[name])), "loss")
+        suspects = ("distortion", "rate", "loss", "grad_norm")
+        term = next(name for name in suspects if not math.isfinite(values[name]))
         step = self.step - done + row
         raise FailureError(
             f"the loss is no longer finite: {term} is {values[term]} at step {step} "
@@ -172,7 +181,7 @@ class Trainer:
         """Validate, remember the best weights, let plateau and early stopping decide; return the epoch's record."""
         self.check_finite()
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
-        training = dict(zip(TERMS, self.terms.double().mean(0).tolist(), strict=True))
+        training = dict(zip(TERMS, self.terms.cpu().double().mean(0).tolist(), strict=True))
         learning_rate = self.learning_rate()
         validation = self.validate()
         self._monitor(validation["validation_loss"])
@@ -191,7 +200,7 @@ class Trainer:
         """Validation means in nats per image, the loss at the objective's final weights, with fixed noise."""
         model = self.evaluated.eval()
         with self._autocast():
-            distortion, rate = elbo_terms(model, self.data.validation.batches(EVALUATION_BATCH))
+            distortion, rate = elbo_terms(model, self.data.batches("validation", BATCH))
         means = torch.tensor([distortion.mean(), rate.mean()], dtype=torch.float64)
         loss = float(self.run.objective.at(math.inf).weigh(means[0], means[1]))
         if not math.isfinite(loss):
@@ -219,7 +228,14 @@ class Trainer:
         return model.eval()
 
     def state(self) -> dict[str, Any]:
-        """All that a resume needs besides the configuration."""
+        """All that a resume needs besides the configuration.
+
+        Raises:
+            FailureError: if a weight is not finite: the checkpoint that it would replace is better.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FailureError(f"the weights are no longer finite: {name} at step {self.step}; try --clip-norm 1")
         return {
             "step": self.step,
             "stopped": self.stopped,
@@ -267,7 +283,7 @@ def _plateau(schedule: Any, optimizer: Optimizer) -> ReduceLROnPlateau | None:
     if not isinstance(schedule, specs.Plateau):
         return None
     return ReduceLROnPlateau(
-        optimizer, factor=schedule.lr_factor, patience=schedule.lr_patience, min_lr=schedule.min_lr
+        optimizer, factor=schedule.lr_factor, patience=schedule.lr_patience, min_lr=schedule.min_lr, threshold=0.0
     )
 
 

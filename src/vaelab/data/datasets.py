@@ -34,6 +34,8 @@ BINARIZATION_SEED = 784
 SPLIT_SEED = 1998
 EVALUATION_SEED = 1312_6114
 
+BATCH = 500  # images at a time, where nothing is learned from them
+
 
 @dataclass(frozen=True)
 class Split:
@@ -108,15 +110,25 @@ class Dataset:
             raise UsageError(f"no split {name!r}: choose one of {', '.join(SPLITS)}")
         return getattr(self, name)
 
+    def batches(self, name: str, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
+        """A split as it is scored: every row, with noise that belongs to the rows.
+
+        Under ``dynamic`` the training split is kept grey, to be drawn anew each time; scored, it is drawn from the
+        rows' noise. (A draw from pixels that are binary already changes nothing.)
+        """
+        drawn = self.protocol == "dynamic" and name == "train"
+        for batch, noise in self.split(name).batches(batch_size):
+            yield binarize_batch(batch, noise) if drawn else batch, noise
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
         return replace(self, **{name: self.split(name).to(device) for name in SPLITS})
 
     def record(self) -> dict[str, Any]:
-        """What must stand beside every number: sizes, pixels, and hashes of the held-out images as they are scored."""
-        held_out = {f"{name}_sha256": _sha256(self.split(name).x) for name in ("validation", "test")}
+        """What must stand beside every number: sizes, pixels, and hashes of the images as they are scored."""
+        hashes = {f"{name}_sha256": _sha256(self.split(name).x) for name in SPLITS}
         sizes = {name: len(self.split(name)) for name in SPLITS}
-        return {"data": self.name, "protocol": self.protocol, **sizes, "shape": list(self.shape), **held_out}
+        return {"data": self.name, "protocol": self.protocol, **sizes, "shape": list(self.shape), **hashes}
 
 
 def load(

@@ -45,8 +45,15 @@ def download(
     with Progress(*columns, transient=True) as progress:
         for name, digest in sha256.items():
             target = folder / f"{name}.gz"
-            if not target.exists():
+            if not _is_right(target, digest):
                 write_bytes(target, _fetch(name, digest, hosts, timeout, progress))
+
+
+def _is_right(path: Path, digest: str) -> bool:
+    try:
+        return hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() == digest
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _fetch(name: str, digest: str, hosts: Sequence[str], timeout: float, progress: Progress) -> bytes:

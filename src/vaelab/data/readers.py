@@ -207,7 +207,7 @@ def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
                 f"{path} holds Python objects, which are never unpickled: save a numeric array"
             ) from error
         raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
 
 
@@ -269,8 +269,9 @@ def _to_nchw(
     if array.ndim == 3:
         x = array[:, None]
     elif array.ndim == 4:
-        wanted = (channels,) if channels else (1, 3)
-        first, last = array.shape[1] in wanted, array.shape[3] in wanted
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first and last and channels is not None:
+            first, last = array.shape[1] == channels, array.shape[3] == channels
         if first == last:
             what = "could be (N, C, H, W) or (N, H, W, C)" if first else "has no axis of 1 or 3 channels"
             raise UsageError(
@@ -279,6 +280,8 @@ def _to_nchw(
         x = array if first else array.transpose(0, 3, 1, 2)
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
+    if channels is not None and x.shape[1] != channels:
+        raise UsageError(f"{name} holds images of {x.shape[1]} channels, not --channels {channels}: leave it out")
     if image_size is not None and x.shape[2:] != image_size:
         raise UsageError(
             f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out"

@@ -68,6 +68,8 @@ def find(source: str, reading: Reading) -> Pool:
     if not path.exists():
         raise UsageError(f"--data {source}: neither a path nor a data set{did_you_mean(source, NAMED)}")
     if path.is_dir() and (found := _idx_files(path)):
+        if reading != Reading():
+            raise UsageError("idx files say themselves what they hold: leave out --image-size, --channels and --range")
         return _idx_pool(path.name, found)
     if path.is_dir():
         return Pool(path.name, read_folder(path, reading.image_size, reading.channels))
@@ -85,14 +87,15 @@ def mnist() -> Pool:
     Looked for in ``$VAELAB_DATA/mnist``, then in the user's cache folder, then downloaded into it.
     """
     tried: list[str] = []
-    for place in _places("mnist", tried):
-        if found := _idx_files(place):
-            missing = [name for name in _IDX_NAMES if name not in found]
-            if missing:
-                raise FailureError(f"{place} lacks {missing[0]} (or {missing[0]}.gz): complete it or remove the folder")
-            return _checked_mnist(found)
-        tried.append(f"{place} (not there)")
     cache = _cache("mnist")
+    for place in _places("mnist", tried):
+        found = _idx_files(place)
+        missing = [name for name in _IDX_NAMES if name not in found]
+        if not missing:
+            return _checked_mnist(found)
+        if found and place != cache:  # the cache is ours to complete
+            raise FailureError(f"{place} lacks {missing[0]} (or {missing[0]}.gz): complete it or remove the folder")
+        tried.append(f"{place} ({'incomplete' if found else 'not there'})")
     try:
         download(cache)
     except FailureError as error:
@@ -167,7 +170,14 @@ def _idx_pool(name: str, files: dict[str, Path]) -> Pool:
     if train_x is None:
         raise FailureError(f"{next(iter(files.values())).parent} lacks {_IDX_NAMES[0]} (or {_IDX_NAMES[0]}.gz)")
     test = read_idx_pair(test_x, test_y) if test_x else None
-    return Pool(name, read_idx_pair(train_x, train_y), test)
+    return _same_shape(Pool(name, read_idx_pair(train_x, train_y), test))
+
+
+def _same_shape(pool: Pool) -> Pool:
+    if pool.test is not None and pool.train.x.shape[1:] != pool.test.x.shape[1:]:
+        shapes = [part.x.shape[1:] for part in (pool.train, pool.test)]
+        raise FailureError(f"{pool.name}: the training images are {shapes[0]}, the test images {shapes[1]}")
+    return pool
 
 
 def _array_pool(path: Path, reading: Reading) -> Pool:
@@ -185,9 +195,7 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
 
     if {"x_train", "x_test"} <= arrays.keys():
         train, test = images("x_train", "y_train"), images("x_test", "y_test")
-        if train.x.shape[1:] != test.x.shape[1:]:
-            raise FailureError(f"{path}: x_train holds images of {train.x.shape[1:]}, x_test of {test.x.shape[1:]}")
-        return Pool(path.stem, train, test)
+        return _same_shape(Pool(path.stem, train, test))
     key = "x" if "x" in arrays else next((k for k in arrays if len(arrays) == 1), None)
     if key is None:
         raise UsageError(f"{path} holds {', '.join(sorted(arrays))}: name the images x (and y), or x_train and x_test")
