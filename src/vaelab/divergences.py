@@ -31,6 +31,21 @@ def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
 
 
+def kl_to_standard_normal(loc: Float[Tensor, "*B D"], log_scale: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:
+    r"""The KL from a diagonal to the standard normal: :math:`\sum_d \frac12 (\mu_d^2 + \sigma_d^2 - 1) - \log \sigma_d`.
+
+    In nats per example, from the logarithm of the scale: that is what networks emit.
+
+    Reference:
+        Kingma & Welling (2014), appendix B. https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> kl_to_standard_normal(torch.tensor([3.0, 0.0]), torch.zeros(2))
+        tensor(4.5000)
+    """
+    return (0.5 * (loc.square() + torch.exp(2 * log_scale) - 1) - log_scale).sum(-1)
+
+
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
     r"""Compute :math:`D_{KL}(q \| p) = E_q[\log q - \log p]` in closed form, in nats; None where none is known.
 

@@ -48,15 +48,16 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
     ``log_prob`` and ``kl_divergence`` work as everywhere in torch.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        scale = torch.exp(log_scale)
         normal = Normal(loc, scale, validate_args=False)
         super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
-        self.loc, self.scale = loc, scale
+        self.loc, self.scale, self.log_scale = loc, scale, log_scale
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalPosterior:
         """The same distribution with more leading dimensions."""
         shape = (*batch_shape, self.loc.shape[-1])
-        return NormalPosterior(self.loc.expand(shape), self.scale.expand(shape))
+        return NormalPosterior(self.loc.expand(shape), self.log_scale.expand(shape))
 
     def rsample_and_log_prob(
         self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
@@ -71,7 +72,7 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
         count = math.prod(shape)
         eps = noise.normal("z", (loc.shape[0], count, *loc.shape[1:])).transpose(0, 1)
         z = loc + scale * eps.reshape(*shape, *loc.shape)
-        held = NormalPosterior(loc.detach(), scale.detach()) if stop else self
+        held = NormalPosterior(loc.detach(), self.log_scale.detach()) if stop else self
         return z, lambda: held.log_prob(z)
 
 
@@ -94,4 +95,4 @@ class DiagonalNormal(nn.Module):
         """The posterior of each example."""
         # fp32 from here on: under bf16 the difference of two near scales, and so the KL, would be lost.
         loc, log_scale = self.loc_and_log_scale(features).float().chunk(2, dim=-1)
-        return NormalPosterior(loc, torch.exp(log_scale))
+        return NormalPosterior(loc, log_scale)

@@ -8,8 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownVariableType]
 
 from vaelab import specs
+from vaelab.divergences import kl_to_standard_normal
+from vaelab.posteriors import NormalPosterior
 
 
 @final
@@ -32,4 +35,18 @@ class StandardNormal(nn.Module):
 
     def forward(self, encode: Callable[[Tensor], Distribution] | None = None) -> Distribution:
         """The distribution, of event shape (D,). ``encode`` is for priors that are made of posteriors; unused here."""
-        return Independent(Normal(self.zeros, self.ones, validate_args=False), 1, validate_args=False)
+        return UnitNormal(self.zeros, self.ones)
+
+
+@final
+class UnitNormal(Independent):  # pyright: ignore[reportMissingTypeArgument]
+    """N(0, I), told apart by its type, so that its divergence from a diagonal normal is the simplest one."""
+
+    def __init__(self, zeros: Tensor, ones: Tensor) -> None:
+        normal = Normal(zeros, ones, validate_args=False)
+        super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+
+
+@register_kl(NormalPosterior, UnitNormal)
+def _kl(q: NormalPosterior, p: UnitNormal) -> Tensor:  # pyright: ignore[reportUnusedFunction]
+    return kl_to_standard_normal(q.loc, q.log_scale)

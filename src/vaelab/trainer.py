@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from typing import Any, cast, final
@@ -65,6 +66,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
         self.terms = torch.zeros(self.steps_per_epoch, len(TERMS), device=device)
+        self.zero = torch.zeros((), device=device)
         self.order = torch.empty(0)
 
     @property
@@ -102,7 +104,7 @@ class Trainer:
             reseed_dropout(self.run.training.seed, self.step, self.device)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         losses = objective.losses(self.model, self.networks, batch, noise)
-        norm = self.terms.new_zeros(())
+        norms = [self.zero]
         while True:
             try:
                 with self._autocast():
@@ -110,16 +112,18 @@ class Trainer:
             except StopIteration as end:
                 terms: dict[str, Tensor] = end.value
                 break
-            norm = torch.maximum(norm, self._descend(groups, values))
+            norms += self._descend(groups, values)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.terms[within] = torch.stack([terms["loss"], terms["distortion"], terms["rate"], norm])
+        self.terms[within] = torch.stack(
+            [terms["loss"], terms["distortion"], terms["rate"], functools.reduce(torch.maximum, norms)]
+        )
         self.step += 1
 
-    def _descend(self, groups: Group, losses: Loss) -> Tensor:
+    def _descend(self, groups: Group, losses: Loss) -> list[Tensor]:
         """One optimizer step of one group, or of several together: all gradients are taken before any of them steps.
 
-        Returns the largest norm of a group's gradient where it is clipped, else 0.
+        Returns the norms of the groups' gradients, where they are clipped.
         """
         names = (groups,) if isinstance(groups, str) else groups
         values = (losses,) if isinstance(losses, Tensor) else losses
@@ -128,15 +132,15 @@ class Trainer:
         for i, (name, loss) in enumerate(zip(names, values, strict=True)):
             loss.backward(inputs=self.groups[name], retain_graph=i < len(names) - 1)
         clip = self.run.training.clip_norm
-        norm = values[0].new_zeros(())
+        norms: list[Tensor] = []
         for name in names:
             if clip is not None:
-                norm = torch.maximum(norm, clip_grad_norm_(self.groups[name], clip))
+                norms.append(clip_grad_norm_(self.groups[name], clip))
             if not isinstance(self.run.schedule, specs.Plateau):
                 for settings in self.optimizers[name].param_groups:
                     settings["lr"] = self.schedule(self.step)
             self.optimizers[name].step()
-        return norm
+        return norms
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
