@@ -32,7 +32,7 @@ def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
 
 
 def kl_to_standard_normal(loc: Float[Tensor, "*B D"], log_scale: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:
-    r"""The KL from a diagonal to the standard normal: :math:`\sum_d \frac12 (\mu_d^2 + \sigma_d^2 - 1) - \log \sigma_d`.
+    r"""From a diagonal to the standard normal: :math:`\sum_d \frac12 (\mu_d^2 + \sigma_d^2 - 1) - \log \sigma_d`.
 
     In nats per example, from the logarithm of the scale: that is what networks emit.
 
