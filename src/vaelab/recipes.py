@@ -136,7 +136,7 @@ RECIPES: dict[str, Recipe] = {
         "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
         "000_577eaa41b4d2401e.txt",
         {},
-        "20 min",
+        "25 min",
     ),
     "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, "3 min"),
     "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, "3 min"),
