@@ -21,7 +21,7 @@ from vaelab.runtime import cpu_name
 RESULTS = Path(__file__).parent / "results"
 
 FIVE = {"epochs": 5}
-SHORT_BETA = {"epochs": 5, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
+SHORT_BETA = {"epochs": 4, "kl_warmup_epochs": 2.0, "warmup_epochs": 1.0, "base_lr": 1e-5, "max_lr": 2e-3}
 
 PLAIN = {
     "encoder_activation": "relu",
