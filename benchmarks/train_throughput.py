@@ -67,7 +67,8 @@ def main(options: Options) -> None:
             print(f"pair {repeat + 1}: vaelab {row['vaelab']:.2f} s, pythae {row['pythae']:.2f} s an epoch, "
                   f"ratio {row['ratio']:.2f}", flush=True)  # fmt: skip
     result = {
-        "command": "make bench",
+        "command": f"python benchmarks/train_throughput.py --repeats {options.repeats} --epochs {options.epochs} "
+        f"--threads {options.threads}",
         "what": "784-400-20 MLP, batch 128, Adam 1e-3, BCE + KL, fp32, median seconds of an epoch per process",
         "data": data,
         "images": len(x),
