@@ -1,57 +1,19 @@
-"""Measuring a trained model. A number is an ``Estimate``, and never travels without its protocol.
+"""The terms of the ELBO over a split, and the protocol that stands beside them.
 
 Shapes: N data set.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split, unit
+from vaelab.evaluate.estimate import Estimate
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms
-
-
-@final
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over examples, with its standard error.
-
-    Args:
-        value: the mean.
-        stderr: its standard error over the n examples; NaN for n = 1.
-        unit: what it is counted in.
-        n: how many examples.
-        protocol: everything that another number must share to be comparable.
-    """
-
-    value: float
-    stderr: float
-    unit: str
-    n: int
-    protocol: str
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64], unit: str, protocol: str) -> Estimate:
-        """The estimate that per-example values give."""
-        n = len(values)
-        stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-        return cls(float(values.mean()), stderr, unit, n, protocol)
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.stderr:.2f} {self.unit} (n={self.n:,}, {self.protocol})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, in which a standard error that cannot be had (n = 1) is null."""
-        return {**dataclasses.asdict(self), "stderr": self.stderr if self.n > 1 else None}
 
 
 def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_samples: int = 1) -> dict[str, Estimate]:
