@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaelab import specs
+from vaelab.data.datasets import Dataset, Split
 from vaelab.models import VAE
 from vaelab.specs import Spec
 
@@ -84,3 +85,19 @@ def sample_images(model: VAE, count: int, seed: int = 1) -> torch.Tensor:
     """Images from the model's own p(x)."""
     torch.manual_seed(seed)
     return marginal(model).sample((count,)).float().reshape(count, *SHAPE)
+
+
+def bend(model, widen=0.0, shift=0.0):
+    """Spoil the exact encoder: widen its scale by a factor e^widen, shift its mean."""
+    bias = model.posterior_head.loc_and_log_scale.bias
+    with torch.no_grad():
+        half = len(bias) // 2
+        bias[:half] += shift
+        bias[half:] += widen
+    return model
+
+
+def dataset(x: torch.Tensor) -> Dataset:
+    """These images as the whole of a data set, each split the same."""
+    part = Split(x, None, torch.arange(len(x)))
+    return Dataset("pPCA", "grey", part, part, part, binary=False, classes=None)

@@ -387,7 +387,7 @@ def test_clipping_bounds_the_gradient(digits):
 def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(digits):
     trainer = Trainer(override(RUNS["mlp"], batch_size=1000), digits, torch.device("cpu"))
     assert trainer.steps_per_epoch == 1
-    distortion, _ = elbo_terms(trainer.model, digits.validation.batches(77))
+    distortion, _ = elbo_terms(trainer.model, digits.batches("validation", 77))
     assert len(distortion) == 180
 
 
@@ -400,9 +400,9 @@ def test_fewer_images_than_a_batch_shrink_it_and_say_so(digits, caplog):
 
 def test_uneven_batches_are_one_batch(digits):
     model = fit(override(RUNS["mlp"], epochs=1), digits)
-    whole = elbo_terms(model, digits.test.batches(180))
+    whole = elbo_terms(model, digits.batches("test", 180))
     for size in (1, 7, 64, 179):
-        for a, b in zip(whole, elbo_terms(model, digits.test.batches(size)), strict=True):
+        for a, b in zip(whole, elbo_terms(model, digits.batches("test", size)), strict=True):
             assert abs(a - b).max() < 1e-3  # float32 sums of 784 terms of up to 500 nats
             assert abs(a.mean() - b.mean()) < 1e-5
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
-from torch.nn.functional import softplus
 
 from vaelab import specs
 
@@ -88,14 +87,17 @@ class BernoulliImage(Independent):  # pyright: ignore[reportMissingTypeArgument]
 class _BernoulliLogProb(torch.autograd.Function):
     r""":math:`\sum_i x_i a_i - \log(1 + e^{a_i})` over an image; its derivative by a is :math:`x - \sigma(a)`.
 
-    The same as torch's binary cross-entropy from logits, in half the passes over the pixels: these are a fifth of a
-    training step of a small network.
+    The same as torch's binary cross-entropy from logits, in half the passes over the pixels and an eighth of the
+    logarithms: these are a fifth of a training step of a small network, and half of an importance-sampled likelihood.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
-        return (x * logits).sub_(softplus(logits)).sum((-3, -2, -1))
+        flat = logits.flatten(-3)
+        one_image = x.shape[:-3].numel() == 1  # under many samples: a product with a vector
+        linear = flat @ x.flatten().to(flat.dtype) if one_image else (x * logits).sum((-3, -2, -1))
+        return linear - softplus_sum(flat)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -105,6 +107,21 @@ class _BernoulliLogProb(torch.autograd.Function):
         grad = grad[..., None, None, None]
         by_x = (grad * logits).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
         return ((x - torch.sigmoid(logits)) * grad).sum_to_size(logits.shape), by_x
+
+
+def softplus_sum(logits: Tensor) -> Tensor:
+    r"""Compute :math:`\sum_i \log(1 + e^{a_i})` over the last axis, with few logarithms.
+
+    :math:`\log(1 + e^a) = \max(a, 0) + \log(1 + e^{-|a|})`, and a product of up to 100 factors in (1, 2] stays below
+    :math:`2^{100}`, which fp32 can hold: one logarithm serves them all, with a relative error of some 1e-5 / 100.
+    """
+    size = logits.shape[-1]
+    groups = -(-size // 100)
+    width = size // groups
+    factors = logits.abs().neg_().exp_().add_(1)
+    whole, rest = factors[..., : groups * width], factors[..., groups * width :]
+    products = whole.reshape(*logits.shape[:-1], groups, width).prod(-1)
+    return products.log().sum(-1) + rest.log().sum(-1) + torch.relu(logits).sum(-1)
 
 
 @final

@@ -176,7 +176,8 @@ def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold:
 
 def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
     """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
-    return np.concatenate([figures.encode(model, batch.x) for batch, _ in split.batches(BATCH)])
+    starts = range(0, len(split), BATCH)
+    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
 
 
 # --- encoding -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, final, runtime_checkable
@@ -135,6 +135,40 @@ class RowNoise:
         ]
         offset = start - first_block * self.block
         return torch.cat(blocks)[offset : offset + shape[0]]
+
+
+@final
+class SampleNoise:
+    """A window on noise that is drawn for many samples per example: samples ``first``, ``first + 1``, ... of ``total``.
+
+    Posteriors ask for noise of shape (batch, samples, ...). Cut into windows, five thousand samples of an image fit in
+    the processor's cache, and are the same numbers as in one piece.
+
+    Args:
+        noise: where the numbers come from.
+        total: samples per example in all.
+    """
+
+    def __init__(self, noise: Noise, total: int) -> None:
+        self._noise, self._total, self.first = noise, total, 0
+        self._drawn: dict[tuple[str, str, tuple[int, ...]], Tensor] = {}
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of this window's samples."""
+        return self._window(self._noise.normal, "normal", stream, shape)
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) of this window's samples."""
+        return self._window(self._noise.uniform, "uniform", stream, shape)
+
+    def _window(
+        self, draw: Callable[[str, Sequence[int]], Tensor], kind: str, stream: str, shape: Sequence[int]
+    ) -> Tensor:
+        whole = (shape[0], self._total, *shape[2:])
+        key = (kind, stream, whole)
+        if key not in self._drawn:
+            self._drawn[key] = draw(stream, whole)
+        return self._drawn[key][:, self.first : self.first + shape[1]]
 
 
 class _Draw(Protocol):

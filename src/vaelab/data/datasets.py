@@ -66,12 +66,6 @@ class Split:
 
         return Batch(unit(take(self.x)), None if self.y is None else take(self.y), take(self.index))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
-        """Every row in order, the last partial batch too, with evaluation noise that belongs to the rows."""
-        for start in range(0, len(self), batch_size):
-            noise = RowNoise(EVALUATION_SEED, start, self.x.device)
-            yield self.rows(slice(start, start + batch_size)), noise
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -110,15 +104,22 @@ class Dataset:
             raise UsageError(f"no split {name!r}: choose one of {', '.join(SPLITS)}")
         return getattr(self, name)
 
-    def batches(self, name: str, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
-        """A split as it is scored: every row, with noise that belongs to the rows.
+    def scored(self, name: str, rows: slice) -> Batch:
+        """Rows of a split as they are scored.
 
         Under ``dynamic`` the training split is kept grey, to be drawn anew each time; scored, it is drawn from the
         rows' noise. (A draw from pixels that are binary already changes nothing.)
         """
-        drawn = self.protocol == "dynamic" and name == "train"
-        for batch, noise in self.split(name).batches(batch_size):
-            yield binarize_batch(batch, noise) if drawn else batch, noise
+        batch = self.split(name).rows(rows)
+        if self.protocol == "dynamic" and name == "train":
+            batch = binarize_batch(batch, RowNoise(EVALUATION_SEED, rows.start, batch.x.device))
+        return batch
+
+    def batches(self, name: str, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
+        """A split as it is scored: every row in order, the last partial batch too, and the noise of its rows."""
+        for start in range(0, len(self.split(name)), batch_size):
+            noise = RowNoise(EVALUATION_SEED, start, self.train.x.device)
+            yield self.scored(name, slice(start, start + batch_size)), noise
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""

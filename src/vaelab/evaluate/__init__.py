@@ -4,3 +4,5 @@ from vaelab.evaluate.elbo import describe as describe
 from vaelab.evaluate.elbo import evaluate as evaluate
 from vaelab.evaluate.elbo import grey_floor as grey_floor
 from vaelab.evaluate.estimate import Estimate as Estimate
+from vaelab.evaluate.importance import importance_rows as importance_rows
+from vaelab.evaluate.importance import nll as nll

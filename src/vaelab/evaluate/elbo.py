@@ -20,7 +20,8 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
     r"""The terms of the ELBO on a split, in nats per example.
 
     ``distortion`` :math:`-E_q[\log p(x|z)]`, ``rate`` :math:`D_{KL}(q(z|x) \| p(z))`, ``negative_elbo`` their sum, and
-    where :math:`\beta \ne 1` the ``objective`` distortion + beta * rate, which is no bound on anything.
+    where :math:`\beta \ne 1` the ``objective`` distortion + beta * rate, which is no bound on anything. Where the
+    pixels have a likelihood, ``bits_per_dim`` is ``negative_elbo`` / (D log 2) for images of D pixels and channels.
 
     Args:
         model: the trained model.
@@ -34,24 +35,34 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
     batch_size = max(1, min(BATCH, 10_000 // num_samples))
     distortion, rate = elbo_terms(model.eval(), data.batches(split, batch_size), num_samples)
     model.train(training)
-    protocol = describe(model, data, split, num_samples)
+    protocol = describe(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
     if run.objective.beta != 1:
         values["objective"] = run.objective.at(math.inf).weigh(distortion, rate)
-    return {name: Estimate.of(value, "nats", protocol) for name, value in values.items()}
+    estimates = {name: Estimate.of(value, "nats", protocol) for name, value in values.items()}
+    if model.is_density(binary_data=data.binary):
+        bits = (distortion + rate) / (math.prod(model.shape) * math.log(2))
+        estimates["bits_per_dim"] = Estimate.of(bits, "bits", protocol)
+    return estimates
 
 
-def describe(model: VAE, data: Dataset, split: str, num_samples: int = 1) -> str:
-    """The protocol of an ELBO in words, with a warning where it bounds no likelihood."""
+def describe(model: VAE, data: Dataset, split: str, how: str, rows: int | None = None) -> str:
+    """The protocol of a bound in words, with a warning where it bounds no likelihood.
+
+    Args:
+        model, data, split: what was scored.
+        how: by which estimator.
+        rows: how many images, where it is the first of the split alone.
+    """
     pixels = {
         "grey": "binary pixels" if data.binary else "grey pixels",
         "dynamic": "dynamic binarization (fixed draw)",
         "static": "static binarization",
         "threshold": "threshold binarization",
     }[data.protocol]
-    samples = f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}"
+    first = f" (first {rows:,} images)" if rows is not None and rows < len(data.split(split)) else ""
     caveat = "" if model.is_density(binary_data=data.binary) else ", cross-entropy: not a likelihood"
-    return f"{data.name} {split}, {pixels}, {samples}{caveat}"
+    return f"{data.name} {split}{first}, {pixels}, {how}{caveat}"
 
 
 def grey_floor(split: Split) -> float:

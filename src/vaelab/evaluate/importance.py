@@ -1,0 +1,247 @@
+r"""The likelihood by importance sampling: :math:`\log p(x) \ge E \log \frac1k \sum_k p(x, z_k) / q(z_k|x)`.
+
+Shapes: N data set, B images at a time, S samples per image, k samples per bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vaelab.data.datasets import EVALUATION_SEED, Dataset
+from vaelab.divergences import log_mean_exp
+from vaelab.errors import FailureError, UsageError
+from vaelab.evaluate.elbo import describe
+from vaelab.evaluate.estimate import Estimate
+from vaelab.models import VAE
+from vaelab.runtime import RowNoise, SampleNoise
+
+Rows = tuple[slice, dict[str, NDArray[np.float64]]]  # which rows of the split, and values of each, (B,)
+
+# Decodes at a time where memory allows more: what stays in a core's cache, and what fills a GPU.
+_CPU_DECODES, _GPU_DECODES = 1000, 65_536
+
+
+def sample_counts(num_samples: int) -> tuple[int, ...]:
+    """The k at which the bound is reported: 1, 10, 100, 1000 and S, as far as each divides the next.
+
+    Nested groups of the same draws make the bounds rise with k by construction (Burda et al., 2016, theorem 1, holds
+    for averages over subsets), so that a reader sees whether the last has converged.
+
+    Example:
+        >>> sample_counts(5000), sample_counts(64)
+        ((1, 10, 100, 1000, 5000), (1, 64))
+    """
+    counts = [k for k in (1, 10, 100, 1000) if k < num_samples and num_samples % k == 0]
+    return (*counts, num_samples)
+
+
+def iwae_bounds(log_w: Tensor) -> dict[int, Tensor]:
+    r"""The IWAE bound of every example at each k of ``sample_counts``, from the same S draws, in nats.
+
+    At :math:`k < S` it is the average of the bounds of S/k disjoint groups: :math:`\frac{k}{S} \sum_g \log \frac1k
+    \sum_{i \in g} w_i`.
+
+    Args:
+        log_w: (S, B), log importance weights.
+
+    Returns:
+        k to (B,).
+
+    Reference:
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8. https://arxiv.org/abs/1509.00519
+    """
+    return {k: log_mean_exp(log_w.unflatten(0, (-1, k)).transpose(0, 1)).mean(0) for k in sample_counts(len(log_w))}
+
+
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    r"""Kong's :math:`(\sum w)^2 / \sum w^2` over the first axis: how many equal weights these are worth; (B,).
+
+    The weights' relative variance is :math:`v \approx S/\mathrm{ESS} - 1`, and the bound lies about :math:`v / 2S`
+    below the likelihood.
+
+    Reference:
+        Kong (1992), A Note on Importance Sampling Using Standardized Weights, technical report 348, Chicago.
+    """
+    return torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))
+
+
+def importance_rows(
+    model: VAE,
+    data: Dataset,
+    split: str = "test",
+    *,
+    num_samples: int = 5000,
+    rows: int | None = None,
+    first_row: int = 0,
+    memory: int = 2**30,
+    bf16: bool = False,
+    workers: int = 1,
+) -> Iterator[Rows]:
+    """Importance-sample a split, a few images at a time, so that a caller can show progress, save and go on later.
+
+    Noise belongs to the rows: neither the memory, nor the number of workers, nor where it was gone on changes a number.
+
+    Args:
+        model: the trained model.
+        data: the data set under the protocol to score.
+        split: train, validation or test.
+        num_samples: S.
+        rows: only the first so many images of the split; None: all.
+        first_row: where to begin.
+        memory: bytes that the activations may take, all workers together.
+        bf16: take the decoder's products in bf16; weights, softplus and sums stay in fp32.
+        workers: threads that score images side by side on a CPU, each with one thread for its products.
+
+    Yields:
+        Rows of the split, with ``k=1``, ``k=10``, ... (the bound on log p(x) in nats) and ``ess`` of each.
+
+    Raises:
+        UsageError: if ``num_samples`` or ``memory`` allows nothing.
+        FailureError: if a weight is not finite, naming the image.
+    """
+    if num_samples < 1:
+        raise UsageError(f"--num-samples {num_samples}: must be at least 1")
+    size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
+    scorer = _Scorer(model, data, split, num_samples, bf16)
+    limit = _CPU_DECODES if data.train.x.device.type == "cpu" else _GPU_DECODES
+    decodes = min(limit, memory // (workers * decode_bytes(model)))
+    if decodes < 1:
+        raise UsageError(f"--memory {memory}: one image alone takes {workers * decode_bytes(model)} bytes to decode")
+    images = max(1, decodes // num_samples)
+    pieces = [slice(start, min(start + images, size)) for start in range(first_row, size, images)]
+    training = model.training
+    model.eval()
+    try:
+        if workers == 1:
+            for piece in pieces:
+                yield piece, scorer.score(piece, decodes)
+        else:
+            yield from _side_by_side(scorer, pieces, decodes, workers)
+    finally:
+        model.train(training)
+
+
+def nll(
+    model: VAE, data: Dataset, split: str = "test", *, num_samples: int = 5000, rows: int | None = None, **options: Any
+) -> dict[str, Estimate]:
+    r"""The negative log-likelihood by importance sampling at each k, in nats per example, and the weights' ESS.
+
+    An upper bound in expectation at every k, that falls with k towards :math:`-\log p(x)`; how far it still has to fall
+    is about :math:`v/2k` where the weights are well behaved, and more where they are not: see ``ess``.
+
+    Args:
+        model, data, split, num_samples, rows: see ``importance_rows``; so are ``options``.
+
+    Returns:
+        ``nll_k`` for each k, and ``ess`` (in samples).
+    """
+    parts = importance_rows(model, data, split, num_samples=num_samples, rows=rows, **options)
+    values = join([part for _, part in parts])
+    return summarize(values, num_samples, lambda how: describe(model, data, split, how, rows))
+
+
+def join(parts: list[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    """The values of all rows, of those of pieces."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def summarize(
+    values: dict[str, NDArray[np.float64]], num_samples: int, protocol: Callable[[str], str]
+) -> dict[str, Estimate]:
+    """Estimates from the values of all rows, as ``importance_rows`` yields them.
+
+    Args:
+        values: the joined rows.
+        num_samples: S.
+        protocol: makes the protocol of an estimator's words.
+    """
+    found = {
+        f"nll_{k}": Estimate.of(-values[f"k={k}"], "nats", protocol(f"IWAE k={k}")) for k in sample_counts(num_samples)
+    }
+    ess = Estimate.of(values["ess"], "samples", protocol(f"effective of {num_samples:,} importance samples"))
+    return {**found, "ess": ess}
+
+
+def decode_bytes(model: VAE) -> int:
+    """Bytes of activations that decoding one latent vector and scoring its image takes, measured on the networks."""
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in model.decoder.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            model.decoder(torch.zeros(1, model.latent_dim, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 4 * (total + 2 * math.prod(model.shape))
+
+
+@final
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores a few rows: all that a worker needs to know."""
+
+    model: VAE
+    data: Dataset
+    split: str
+    num_samples: int
+    bf16: bool
+
+    def score(self, rows: slice, decodes: int) -> dict[str, NDArray[np.float64]]:
+        """Bounds and effective sample size of these rows."""
+        device = self.data.train.x.device
+        batch = self.data.scored(self.split, rows)
+        # A block of rows shares a generator elsewhere; here an image has thousands of samples and one of its own.
+        noise = SampleNoise(RowNoise(EVALUATION_SEED, rows.start, device, block=1), self.num_samples)
+        at_once = max(1, decodes // len(batch.x))
+        pieces: list[Tensor] = []
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            for noise.first in range(0, self.num_samples, at_once):
+                count = min(at_once, self.num_samples - noise.first)
+                pieces.append(self.model.draw(batch.x, num_samples=count, noise=noise).log_w.double())
+        log_w = torch.cat(pieces)
+        bad = (~torch.isfinite(log_w)).any(0).nonzero()
+        if len(bad):
+            raise FailureError(
+                f"the importance weights of image {rows.start + int(bad[0])} of the {self.split} split are not finite: "
+                "the weights of this model are broken, or its pixels are out of range"
+            )
+        values = {f"k={k}": bound for k, bound in iwae_bounds(log_w).items()}
+        return {name: value.cpu().numpy() for name, value in {**values, "ess": effective_sample_size(log_w)}.items()}
+
+
+def _side_by_side(scorer: _Scorer, pieces: list[slice], decodes: int, workers: int) -> Iterator[Rows]:
+    """Score pieces on several threads, in order: a core to each image beats all cores on one small product."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    running: deque[tuple[slice, Future[dict[str, NDArray[np.float64]]]]] = deque()
+    waiting = iter(pieces)
+    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+    try:
+        for piece in waiting:
+            running.append((piece, pool.submit(scorer.score, piece, decodes)))
+            if len(running) > 2 * workers:
+                piece, result = running.popleft()
+                yield piece, result.result()
+        while running:
+            piece, result = running.popleft()
+            yield piece, result.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
