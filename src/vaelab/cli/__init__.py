@@ -1,0 +1,89 @@
+"""The command line. Nothing heavy is imported to print help: torch loads when a command starts to work."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff
+
+from vaelab import __version__
+from vaelab.cli.common import refuse_unknown_flags
+from vaelab.cli.measuring import evaluate
+from vaelab.cli.showing import animate, reconstruct, sample
+from vaelab.cli.training import recipes, run_training, train
+from vaelab.errors import FailureError, UsageError, did_you_mean
+
+_TAGLINE = "vaelab trains, measures, explains and ships variational autoencoders."
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "recipes": recipes,
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "animate": animate,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (it failed), 2 (wrong usage), 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        return _complain(error, 2)
+    except FailureError as error:
+        from vaelab.train import InterruptedRun
+
+        return _complain(error, 130 if isinstance(error, InterruptedRun) else 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        return 0
+    if arguments[0] == "--version":
+        print(f"vaelab {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}{did_you_mean(name, COMMANDS)}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("vaelab").setLevel(logging.INFO)
+    if name == "train":
+        run_training(rest)
+    else:
+        command = COMMANDS[name]
+        known = {f"--{parameter.replace('_', '-')}" for parameter in inspect.signature(command).parameters}
+        refuse_unknown_flags(rest, known - {"--run"} | {"--help"})
+        tyro.cli(command, args=rest, prog=f"vaelab {name}", config=(FlagCreatePairsOff,))
+    return 0
+
+
+def _print_help() -> None:
+    console = Console()
+    console.print(f"{_TAGLINE}\n\nusage: vaelab COMMAND ...\n", highlight=False)
+    table = Table.grid(padding=(0, 2))
+    for name, command in COMMANDS.items():
+        table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
+    console.print(table, highlight=False)
+    console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.", highlight=False)
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"vaelab: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,157 @@
+"""``vaelab recipes`` and ``vaelab train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vaelab.cli.common import refuse_unknown_flags
+from vaelab.config import Run, flat, override, slots_with_choice, spec_names
+from vaelab.errors import FailureError, UsageError
+from vaelab.recipes import RECIPES, recipe
+
+
+def recipes() -> None:
+    """List the recipes: what each reproduces, its published numbers, its cost."""
+    table = Table.grid(padding=(0, 2))
+    for name, entry in RECIPES.items():
+        published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
+        facts = [f"source {entry.source}", f"{entry.cost} on one CPU core"]
+        facts += [f"published (MNIST test, nats): {published}"] if published else []
+        table.add_row(f"[bold]{name}", entry.title)
+        table.add_row("", f"[dim]{'; '.join(facts)}")
+    Console().print(table, highlight=False)
+
+
+def train() -> None:
+    """Train a recipe: vaelab train RECIPE [--data mnist|digits|freyfaces|PATH] [--out DIR] [--resume] [any setting]."""
+
+
+def run_training(arguments: list[str]) -> None:
+    """``vaelab train`` with these arguments: its flags depend on the recipe, so it parses them itself."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console().print(f"usage: vaelab train RECIPE ...\n\n{train.__doc__}\n", highlight=False, markup=False)
+        recipes()
+        Console().print("\nvaelab train RECIPE --help lists a recipe's settings.", highlight=False)
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        raise UsageError(f"the recipe comes first: vaelab train RECIPE {name} ...; choose one of {', '.join(RECIPES)}")
+    base = recipe(name)
+    if "--resume" in rest:
+        # Parsed with the folder's own settings as defaults: what is not given on the command line is the folder's, and
+        # what is given and differs is found.
+        from vaelab.folder import RunFolder
+
+        folder = _folder_asked_for(base, rest)
+        base = RunFolder.open(folder).run
+        if base.recipe != name:
+            raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
+    run, out, resume = _parse(_choose_parts(base, rest), rest)
+    _fit(run, Path(out) if out else _default_folder(run.recipe, run.data.source, run.training.seed), resume)
+
+
+def _folder_asked_for(run: Run, arguments: Sequence[str]) -> Path:
+    """The run folder that a command line means, before it is parsed."""
+    out = _value(arguments, "--out")
+    data, seed = _value(arguments, "--data") or run.data.source, _value(arguments, "--seed") or run.training.seed
+    return Path(out) if out else _default_folder(run.recipe, data, seed)
+
+
+def _default_folder(name: str, data: str, seed: int | str) -> Path:
+    return Path(f"runs/{name}-{Path(data).stem}-s{seed}")
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """The value that is given to a flag, as ``--flag value`` or ``--flag=value``; the last one counts."""
+    found: str | None = None
+    for i, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name == flag and (given or i + 1 < len(arguments)):
+            found = value if given else arguments[i + 1]
+    return found
+
+
+def _fit(run: Run, folder: Path, resume: bool) -> None:
+    from vaelab import pictures
+    from vaelab.folder import RunFolder
+    from vaelab.progress import Display
+    from vaelab.train import InterruptedRun, fit, load_data, with_absolute_path
+
+    run = with_absolute_path(run)
+    if resume:
+        run = RunFolder.open(folder).reconcile(run)
+    else:
+        RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
+    data = load_data(run)
+    say = logging.getLogger("vaelab").info
+    say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
+        len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip
+    try:
+        model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
+    except InterruptedRun as error:
+        raise InterruptedRun(f"{error}; go on with: vaelab train {run.recipe} --out {folder} --resume") from error
+    history, state = RunFolder.open(folder).history(), RunFolder.open(folder).load_last()
+    if not history or state is None:
+        raise FailureError(f"{folder} has lost its history.jsonl or last.pt: its pictures cannot be drawn")
+    last = history[-1]
+    best_epoch = last["epoch"] if state["best"] is None else state["best"][1]
+    pictures.draw_at_end(run, model, data, history, best_epoch, folder)
+    say("epoch %d, validation: distortion %.2f + rate %.2f nats per image", last["epoch"],
+        last["validation_distortion"], last["validation_rate"])  # fmt: skip
+    say("done; test numbers: vaelab evaluate %s", folder)
+
+
+def _choose_parts(run: Run, arguments: Sequence[str]) -> Run:
+    """Apply the flags that choose a part (``--optimizer adamw``): they decide which other flags there are."""
+    chosen: dict[str, str] = {}
+    for slot in slots_with_choice():
+        if (word := _value(arguments, f"--{slot}")) is not None:
+            chosen[slot] = word
+    current = {slot: getattr(run, slot).word for slot in chosen if getattr(run, slot) is not None}
+    return override(run, **{slot: word for slot, word in chosen.items() if current.get(slot) != word})
+
+
+def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
+    """Parse a recipe's flags, which are the run's own settings by their flat names."""
+    leaves = flat(run)
+    fields: list[Any] = []
+    for name, leaf in leaves.items():
+        flag = name.replace("_", "-")
+        aliases = ["--" + alias.replace("_", "-") for alias in leaf.aliases]
+        annotation = Annotated[leaf.type, tyro.conf.arg(name=flag, help=leaf.help, aliases=aliases)]
+        fields.append((name, annotation, dataclasses.field(default=leaf.value)))
+    for slot in slots_with_choice():
+        words = Optional[Literal[tuple(spec_names(slot))]]  # pyright: ignore[reportInvalidTypeForm] # noqa: UP045
+        part = getattr(run, slot)
+        help = f"kind of {slot.replace('_', ' ')}" + ("" if part is not None else " (default: by the data's channels)")
+        annotation = Annotated[words, tyro.conf.arg(name=f"{slot}", help=help)]
+        fields.append((f"{slot}_kind", annotation, dataclasses.field(default=None if part is None else part.word)))
+    fields.append(
+        ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None)
+    )
+    flags_known = {f"--{name}" for name in ("out", "resume", "help", "no-resume", *slots_with_choice())}
+    for name, leaf in leaves.items():
+        words = [name.replace("_", "-"), *(alias.replace("_", "-") for alias in leaf.aliases)]
+        flags_known |= {
+            f"--{prefix}{word}" for word in words for prefix in ("", "no-") if not prefix or leaf.type is bool
+        }
+    refuse_unknown_flags(arguments, flags_known)
+    fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
+    flags = dataclasses.make_dataclass("Flags", fields)
+    entry = RECIPES[run.recipe]
+    parsed = tyro.cli(
+        flags,
+        args=list(arguments),
+        prog=f"vaelab train {run.recipe}",
+        description=f"{entry.title} (source: {entry.source})",
+    )
+    changes = {name: getattr(parsed, name) for name, leaf in leaves.items() if getattr(parsed, name) != leaf.value}
+    return override(run, **changes), parsed.out, parsed.resume
