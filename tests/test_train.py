@@ -484,8 +484,11 @@ class TestBadNumbers:
         assert kept["step"] == 11
         assert all(torch.isfinite(x).all() for x in kept["model"].values())
         assert [record["step"] for record in RunFolder.open(out).history()] == [11]
+        failure = RunFolder.open(out).failure()
+        assert (failure["step"], failure["term"], failure["checkpoint_step"]) == (16, "distortion", 11)
         monkeypatch.undo()
         assert main(["train", "mlp", "--out", str(out), "--resume"]) == 0
+        assert RunFolder.open(out).failure() is None, "it was gone on with since"
 
     def test_a_learning_rate_that_explodes(self, tmp_path, capsys):
         out = str(tmp_path / "run")

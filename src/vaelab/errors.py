@@ -14,6 +14,20 @@ class FailureError(RuntimeError):
     """The request was right and could not be carried out (data, disk, numbers): exits with 1."""
 
 
+class NotFiniteError(FailureError):
+    """A number of a training run is NaN or infinite.
+
+    Args:
+        message: what to tell the user.
+        step: the training step at which it was seen.
+        term: the loss term, or the weight.
+    """
+
+    def __init__(self, message: str, step: int, term: str) -> None:
+        super().__init__(message)
+        self.step, self.term = step, term
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, else the list of known names.
 

@@ -1,7 +1,8 @@
 """The run folder: where a run keeps its configuration, history, checkpoints and pictures.
 
 ``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all
-that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` written by ``evaluate``.
+that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` and ``evaluation.pt`` written by
+``evaluate``; ``failure.json`` where a run ended in NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, final
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import FailureError, NotFiniteError, UsageError
 
 FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not read what is written
 
@@ -60,8 +61,8 @@ class RunFolder:
         return cls(path)
 
     def sweep(self) -> None:
-        """Remove what a run that was killed in the middle of a write has left."""
-        for leftover in self.path.glob(".*.tmp"):
+        """Remove what a run has left that was killed in the middle of a write, or went wrong."""
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("failure.json")):
             leftover.unlink()
 
     # configuration
@@ -129,6 +130,18 @@ class RunFolder:
         """Drop the records of steps that a resume will take again."""
         kept = [record for record in self.history() if record["step"] <= step]
         write_bytes(self.path / "history.jsonl", "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    # the end of a run that went wrong
+
+    def write_failure(self, error: NotFiniteError, checkpoint_step: int | None) -> None:
+        """Write ``failure.json``: at which step which term was no longer finite, and the last checkpoint before it."""
+        content = {"message": str(error), "step": error.step, "term": error.term, "checkpoint_step": checkpoint_step}
+        write_json(self.path / "failure.json", content)
+
+    def failure(self) -> dict[str, Any] | None:
+        """The content of ``failure.json``; None if the run did not end so, or was gone on with since."""
+        path = self.path / "failure.json"
+        return read_json(path) if path.exists() else None
 
     # weights
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line in a terminal, nothing in a pipe."""
+"""What a person sees while something takes long: a live line in a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -62,3 +62,35 @@ class Display:
             lr=f"{terms['learning_rate']:.2g}",
             images=f"{images_per_second:,.0f}",
         )
+
+
+@final
+class Bar:
+    """A progress bar for one long piece of work after another."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        count = TextColumn("{task.completed}/{task.total}")
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), count, TimeRemainingColumn()]
+        hidden = not self._console.is_terminal
+        self._progress = Progress(*columns, console=self._console, disable=hidden, transient=True)
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def begin(self, title: str) -> None:
+        """Start on another piece of work."""
+        self._progress.reset(self._task, description=title, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """Show how much of it is done."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar, on the error stream, where it is no part of the result."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ import torch
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import NAMED, Reading
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.models import VAE
 from vaelab.progress import Display
@@ -138,7 +138,7 @@ def _train(
     save_every = trainer.run.training.save_every
     try:
         while not trainer.done:
-            started, first = time.monotonic(), trainer.step
+            started, computed, first = time.monotonic(), time.process_time(), trainer.step
             while trainer.step == first or trainer.step % trainer.steps_per_epoch:
                 trainer.train_step()
                 if display is not None and display.due():
@@ -155,6 +155,8 @@ def _train(
             record = trainer.end_epoch()
             record["images_per_second"] = round((trainer.step - first) * trainer.batch_size / trained, 1)
             record["seconds"] = round(time.monotonic() - started, 3)
+            # What an idle machine would have taken, times its threads: seconds alone also count who else was there.
+            record["cpu_seconds"] = round(time.process_time() - computed, 3)
             history.append(record)
             if folder is not None and trainer.best is not None and trainer.best[1] == trainer.epoch:
                 folder.save_best(trainer.best_weights or {})
@@ -175,6 +177,8 @@ def _train(
             raise
         saved = folder.load_last()
         kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else "no checkpoint had been saved yet"
+        if isinstance(error, NotFiniteError):
+            folder.write_failure(error, None if saved is None else saved["step"])
         raise FailureError(f"{error}; {kept}") from error
     if trainer.best is None:
         log.info("annealing and warm-up had not ended when the run did: its last weights are taken as its best")

@@ -20,7 +20,7 @@ from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch
-from vaelab.errors import FailureError
+from vaelab.errors import NotFiniteError
 from vaelab.models import VAE
 from vaelab.objectives import Group, Loss, elbo_terms
 from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed_dropout, resolve_precision
@@ -153,7 +153,7 @@ class Trainer:
         """Mean terms of the last steps of this epoch, at most 50, and the learning rate.
 
         Raises:
-            FailureError: if a loss of this epoch is not finite, naming the step and the term.
+            NotFiniteError: if a loss of this epoch is not finite, naming the step and the term.
         """
         self.check_finite()
         done = self._steps_into_epoch()
@@ -172,10 +172,11 @@ class Trainer:
         suspects = ("distortion", "rate", "loss", "grad_norm")
         term = next(name for name in suspects if not math.isfinite(values[name]))
         step = self.step - done + row
-        raise FailureError(
+        raise NotFiniteError(
             f"the loss is no longer finite: {term} is {values[term]} at step {step} "
-            f"(epoch {step // self.steps_per_epoch + 1}); try a smaller learning rate, or --clip-norm 1"
-        )
+            f"(epoch {step // self.steps_per_epoch + 1}); try a smaller learning rate, or --clip-norm 1",
+            step, term,
+        )  # fmt: skip
 
     def _steps_into_epoch(self) -> int:
         """Steps whose terms are at hand: of the running epoch, or all of the one that has just ended."""
@@ -208,7 +209,10 @@ class Trainer:
         means = torch.tensor([distortion.mean(), rate.mean()], dtype=torch.float64)
         loss = float(self.run.objective.at(math.inf).weigh(means[0], means[1]))
         if not math.isfinite(loss):
-            raise FailureError(f"the validation loss is {loss} after step {self.step}: try a smaller learning rate")
+            raise NotFiniteError(
+                f"the validation loss is {loss} after step {self.step}: try a smaller learning rate",
+                self.step, "validation_loss",
+            )  # fmt: skip
         return {"validation_loss": loss, "validation_distortion": float(means[0]), "validation_rate": float(means[1])}
 
     def _monitor(self, loss: float) -> None:
@@ -235,11 +239,13 @@ class Trainer:
         """All that a resume needs besides the configuration.
 
         Raises:
-            FailureError: if a weight is not finite: the checkpoint that it would replace is better.
+            NotFiniteError: if a weight is not finite: the checkpoint that it would replace is better.
         """
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise FailureError(f"the weights are no longer finite: {name} at step {self.step}; try --clip-norm 1")
+                raise NotFiniteError(
+                    f"the weights are no longer finite: {name} at step {self.step}; try --clip-norm 1", self.step, name
+                )
         return {
             "step": self.step,
             "stopped": self.stopped,

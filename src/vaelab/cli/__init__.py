@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from vaelab import __version__
 from vaelab.cli.common import refuse_unknown_flags
+from vaelab.cli.diagnosing import doctor
 from vaelab.cli.measuring import evaluate
 from vaelab.cli.showing import animate, reconstruct, sample
 from vaelab.cli.training import recipes, run_training, train
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "train": train,
     "evaluate": evaluate,
+    "doctor": doctor,
     "sample": sample,
     "reconstruct": reconstruct,
     "animate": animate,

@@ -23,8 +23,8 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
-        facts = [f"source {entry.source}", f"{entry.cost} on one CPU core"]
-        facts += [f"published (MNIST test, nats): {published}"] if published else []
+        facts = [f"source {entry.source}", f"{entry.minutes:.0f} min on one CPU core"]
+        facts += [f"published (MNIST test): {published}"] if published else []
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")
     Console().print(table, highlight=False)

@@ -1,5 +1,6 @@
 """Measuring a trained model. A number is an ``Estimate``, and never travels without its protocol."""
 
+from vaelab.evaluate.annealed import ais_rows as ais_rows
 from vaelab.evaluate.elbo import describe as describe
 from vaelab.evaluate.elbo import evaluate as evaluate
 from vaelab.evaluate.elbo import grey_floor as grey_floor

@@ -1,0 +1,341 @@
+"""What is wrong with a run: symptoms are measured, and rules name the illness and the next step.
+
+Measuring and judging are apart: ``examine`` turns a run into ``Symptoms``, plain numbers; ``diagnose`` turns those into
+findings by thresholds that were set on other seeds than the ones that docs/doctor.md reports on.
+
+Shapes: N images, D latent dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaelab.config import Run
+from vaelab.data.datasets import BATCH, Dataset, Split, unit
+from vaelab.evaluate import annealed, importance, latents
+from vaelab.models import VAE
+from vaelab.objectives import elbo_terms
+
+IMAGES = 2000  # of the validation and the training split, at most
+ANNEALED_IMAGES = 100
+
+Kind = Literal["illness", "note"]
+
+
+@final
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Args:
+        name: the illness, in one word or two.
+        kind: an ``illness`` asks for action; a ``note`` is good to know.
+        evidence: the numbers that say so.
+        remedy: what to do next.
+    """
+
+    name: str
+    kind: Kind
+    evidence: str
+    remedy: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Symptoms:
+    """What the rules look at. Nats are per image; what could not be measured is None.
+
+    Args:
+        beta: the objective's weight on the rate.
+        history: one record an epoch.
+        failure: the content of ``failure.json``, if the run ended in NaN.
+        pixels: mean, standard deviation, least and greatest of the training pixels, as the model sees them.
+        middle: share of the training pixels between 0.1 and 0.9.
+        binary: every pixel is 0 or 1.
+        support: what the likelihood is made for: ``binary`` or ``real`` pixels.
+        train_size: training images.
+        train, validation: -ELBO of each of some images, in nats.
+        distortion: mean validation distortion.
+        rate: mean rate of each dimension over validation images, (D,).
+        active: for each dimension whether the codes of the data vary along it (Burda's criterion), (D,).
+        two_sample: accuracy of telling q(z) from p(z), and its standard error.
+        annealed_train, annealed_validation: -log p(x) of some images by annealing, where the -ELBO differs.
+    """
+
+    beta: float
+    history: Sequence[dict[str, Any]]
+    failure: dict[str, Any] | None = None
+    pixels: tuple[float, float, float, float]
+    middle: float
+    binary: bool
+    support: str
+    train_size: int
+    train: NDArray[np.float64] | None = None
+    validation: NDArray[np.float64] | None = None
+    distortion: float = math.nan
+    rate: NDArray[np.float64] | None = None
+    active: NDArray[np.bool_] | None = None
+    two_sample: tuple[float, float] | None = None
+    annealed_train: NDArray[np.float64] | None = None
+    annealed_validation: NDArray[np.float64] | None = None
+
+
+# --- examining ------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    run: Run,
+    model: VAE | None,
+    data: Dataset,
+    history: Sequence[dict[str, Any]],
+    failure: dict[str, Any] | None = None,
+    *,
+    images: int = IMAGES,
+) -> Symptoms:
+    """Measure the symptoms of a run, on its training and validation images; the test images stay untouched.
+
+    Args:
+        run: its configuration.
+        model: its model; None if it has saved none.
+        data: what it was trained on.
+        history, failure: what its folder says of its training.
+        images: of each split, at most.
+    """
+    x = unit(data.train.x[: max(images, 1)]).double()
+    support = "real" if run.likelihood is not None and run.likelihood.word == "gaussian" else "binary"
+    if model is not None:
+        support = model.likelihood_head.support
+    symptoms = Symptoms(
+        beta=run.objective.beta,
+        history=history,
+        failure=failure,
+        pixels=(float(x.mean()), float(x.std()), float(x.min()), float(x.max())),
+        middle=float(((x > 0.1) & (x < 0.9)).double().mean()),
+        binary=data.binary,
+        support=support,
+        train_size=len(data.train),
+    )
+    if model is None:
+        return symptoms
+    train, validation = _first(data, "train", images), _first(data, "validation", images)
+    distortion, rate = elbo_terms(model, validation.batches("validation", BATCH))
+    of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
+    codes = latents.encode(model, validation, "validation")
+    test = latents.two_sample_test(codes, "")
+    symptoms = replace(
+        symptoms,
+        train=of_train,
+        validation=distortion + rate,
+        distortion=float(distortion.mean()),
+        rate=None if codes.rate is None else codes.rate.mean(0),
+        active=latents.variance_of_means(codes) > latents.ACTIVE,
+        two_sample=(test.value, test.stderr),
+    )
+    if _gap(symptoms) is None:
+        return symptoms
+    settings: dict[str, Any] = {"num_chains": 8, "num_distributions": 100, "rows": ANNEALED_IMAGES}
+    values = [
+        -importance.join([part for _, part in annealed.ais_rows(model, part_of, split, **settings)])["log_px"]
+        for part_of, split in ((train, "train"), (validation, "validation"))
+    ]
+    return replace(symptoms, annealed_train=values[0], annealed_validation=values[1])
+
+
+def _first(data: Dataset, split: str, count: int) -> Dataset:
+    part = data.split(split)
+    cut = Split(part.x[:count], None if part.y is None else part.y[:count], part.index[:count])
+    return replace(data, **{split: cut})
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+# Thresholds, each the middle between what healthy runs and provoked ones showed on seeds 100 and up
+# (benchmarks/doctor.py --calibrate); the confusion matrix in docs/doctor.md is of other seeds.
+HOLE = 0.75  # accuracy of telling codes from the prior
+GAP = 0.10  # of the -ELBO, between training and validation images
+STILL_FALLING = 0.01  # of the validation loss, over the last tenth of the run
+ROUGH = 0.25  # rise of the training loss above its least so far, as a part of that
+SCALE = 10.0  # nats: parts of a loss are taken of this at least, since densities pass through 0
+CROWDED = 1.5  # nats in the least used dimension
+MIDDLE = 0.5  # share of pixels that are neither dark nor bright
+
+
+def diagnose(symptoms: Symptoms) -> list[Finding]:
+    """All findings, illnesses first; empty for a healthy run."""
+    found = [finding for rule in RULES if (finding := rule(symptoms)) is not None]
+    return sorted(found, key=lambda finding: finding.kind != "illness")
+
+
+def _nan(s: Symptoms) -> Finding | None:
+    if s.failure is None:
+        return None
+    kept = s.failure["checkpoint_step"]
+    good = "no checkpoint was saved before it" if kept is None else f"the last good checkpoint is step {kept} (last.pt)"
+    return Finding(
+        "ended in NaN",
+        "illness",
+        f"{s.failure['term']} was not finite at step {s.failure['step']}; {good}",
+        "a smaller --learning-rate, or --clip-norm 1; data outside [0, 1] and bf16 are the other usual causes",
+    )
+
+
+def _exploding(s: Symptoms) -> Finding | None:
+    losses = [record["loss"] for record in s.history]
+    least = math.inf
+    for record, loss in zip(s.history, losses, strict=True):
+        # A KL weight that rises makes the loss rise with it: only epochs at the final weight are compared.
+        if record["beta"] < s.beta:
+            continue
+        if loss - least > ROUGH * max(abs(least), SCALE):
+            return Finding(
+                "exploding gradient",
+                "illness",
+                f"the training loss rose from {least:.1f} to {loss:.1f} nats in epoch {record['epoch']}",
+                "--clip-norm 1, and a --learning-rate three times smaller",
+            )
+        least = min(least, loss)
+    return None
+
+
+def _range(s: Symptoms) -> Finding | None:
+    mean, std, low, high = s.pixels
+    if high > 0.5 and low < 0.25 and std > 0.02:
+        return None
+    return Finding(
+        "wrong data range",
+        "illness",
+        f"training pixels lie in {low:.3f}..{high:.3f} (mean {mean:.3f}), where 0..1 is expected",
+        "say what the values mean: --range unit, byte or symmetric; pixels that were divided by 255 twice look so",
+    )
+
+
+def _likelihood(s: Symptoms) -> Finding | None:
+    if s.support == "real" and s.binary:
+        return Finding(
+            "likelihood does not fit",
+            "illness",
+            "a density over real values is scored on pixels that are 0 or 1: it can grow without bound",
+            "--likelihood bernoulli",
+        )
+    if s.support == "binary" and not s.binary and s.middle > MIDDLE:
+        return Finding(
+            "likelihood does not fit",
+            "illness",
+            f"{s.middle:.0%} of the pixels are neither dark nor bright, and a Bernoulli is made for 0 and 1",
+            "--likelihood gaussian (its sigma is learned)",
+        )
+    return None
+
+
+def _collapse(s: Symptoms) -> Finding | None:
+    if s.active is None or s.rate is None:
+        return None
+    active, total = int(s.active.sum()), len(s.active)
+    evidence = f"{active} of {total} dimensions are active, rate {s.rate.sum():.2f} nats, beta {s.beta:g}"
+    if active == 0:
+        remedy = "anneal it (--kl-warmup-epochs 10)" if s.beta <= 1 else "lower --beta, to 1 at most"
+        return Finding("posterior collapse", "illness", evidence, f"the KL outweighs what z is worth: {remedy}")
+    if active < 0.5 * total and s.beta > 1:
+        return Finding("collapsed dimensions", "illness", evidence, "lower --beta: at 1 more dimensions are worth it")
+    return None
+
+
+def _size(s: Symptoms) -> Finding | None:
+    if s.active is None or s.rate is None:
+        return None
+    active, total = int(s.active.sum()), len(s.active)
+    if 0 < active < 0.5 * total and s.beta <= 1:
+        return Finding(
+            "latent too large",
+            "note",
+            f"{active} of {total} dimensions are active",
+            f"--latent-dim {max(2, active + active // 4)} is enough; the surplus costs time, hardly likelihood",
+        )
+    if active == total and s.rate.min() > CROWDED and s.beta >= 0.5:
+        return Finding(
+            "latent too small",
+            "illness",
+            f"all {total} dimensions are full: the least used one carries {s.rate.min():.2f} nats",
+            f"--latent-dim {2 * total} (vaelab tune-latent measures what is best), unless it is meant for a picture",
+        )
+    return None
+
+
+def _hole(s: Symptoms) -> Finding | None:
+    if s.two_sample is None or s.active is None or not s.active.any() or s.two_sample[0] < HOLE:
+        return None
+    remedy = "raise --beta towards 1" if s.beta < 1 else "train longer, or take a smaller --latent-dim"
+    return Finding(
+        "hole between codes and prior",
+        "illness",
+        f"a classifier tells codes of images from draws of the prior {s.two_sample[0]:.0%} of the time (chance: 50 %); "
+        "reconstructions can be good while samples, drawn where no code lies, are bad",
+        remedy,
+    )
+
+
+def _gap(s: Symptoms) -> float | None:
+    """How much worse validation images are than training images, in nats; None where that is within what is usual."""
+    if s.train is None or s.validation is None:
+        return None
+    gap = float(s.validation.mean() - s.train.mean())
+    noise = math.hypot(_stderr(s.train), _stderr(s.validation))
+    return gap if gap > GAP * max(abs(float(s.train.mean())), SCALE) + 2 * noise else None
+
+
+def _overfit(s: Symptoms) -> Finding | None:
+    gap = _gap(s)
+    if gap is None:
+        return None
+    evidence = f"-ELBO is {gap:.1f} nats higher on validation than on training images"
+    more = f"more data than {s.train_size:,} images, --rotate 5 --shift 1 --augment-prob 0.5, or a smaller network"
+    if s.annealed_train is None or s.annealed_validation is None:
+        return Finding("over-fitting", "illness", evidence, more)
+    inner = float(s.annealed_validation.mean() - s.annealed_train.mean())
+    evidence += f", -log p(x) by annealing {inner:.1f} nats"
+    if inner < 0.4 * gap:
+        return Finding(
+            "over-fitting of the encoder",
+            "illness",
+            evidence,
+            "the decoder is sound, the encoder is not: judge by --ais, or train the encoder on more images",
+        )
+    return Finding("over-fitting", "illness", evidence, more)
+
+
+def _undertrained(s: Symptoms) -> Finding | None:
+    losses = [record["validation_loss"] for record in s.history if record["beta"] >= s.beta]
+    if not losses or s.failure is not None:
+        return None
+    back = max(1, len(losses) // 10)
+    start = losses[-1 - back] if len(losses) > back else None
+    fall = math.inf if start is None else (start - losses[-1]) / max(abs(losses[-1]), SCALE)
+    if fall <= STILL_FALLING:
+        return None
+    how = "there is but one epoch to judge by" if start is None else (
+        f"the validation loss still fell by {fall:.1%} in the last {'epoch' if back == 1 else f'{back} epochs'}"
+    )  # fmt: skip
+    return Finding("under-training", "illness", how, "more --epochs (twice as many), or a larger --learning-rate")
+
+
+def _stderr(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
+
+
+RULES: tuple[Callable[[Symptoms], Finding | None], ...] = (
+    _nan,
+    _exploding,
+    _range,
+    _likelihood,
+    _collapse,
+    _undertrained,
+    _overfit,
+    _hole,
+    _size,
+)

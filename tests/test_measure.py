@@ -1,0 +1,192 @@
+"""``vaelab evaluate``: every part, kept as it goes, gone on with, and never printed without its protocol."""
+
+import functools
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from vaelab import extractors, measure
+from vaelab.checkpoint import load_tensors
+from vaelab.cli import main
+from vaelab.evaluate import features, importance
+from vaelab.folder import RunFolder
+from vaelab.progress import Bar
+
+TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "2", "--beta", "0.5", "--threads", "1"]
+QUICK = ["--num-samples", "20"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main([*TRAIN, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """A run of its own, and extractors of short training in a cache of its own."""
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(extractors, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    short = functools.partial(features.train_extractor, epochs=2)
+    monkeypatch.setattr(extractors, "train_extractor", short)
+    return tmp_path / "run"
+
+
+def kept(run):
+    return json.loads((run / "metrics.json").read_text())["splits"]
+
+
+def test_all_parts_are_there_each_with_its_protocol(run, capsys):
+    assert main(["evaluate", str(run), *QUICK, "--ais", "--ais-images", "3", "--ais-steps", "5"]) == 0
+    out = capsys.readouterr().out
+    for word in ("-ELBO (distortion + rate)", "0.5 rate", "IWAE k=20", "active units", "Fréchet distance", "AIS",
+                 "no likelihood, and cannot go below", "at most log N = 5.19", "BDMC gap"):  # fmt: skip
+        assert word in out, word
+    grey, dynamic = kept(run)["test"]["grey"], kept(run)["test"]["dynamic"]
+    codes = {"active_units", "mutual_information", "aggregate_kl", "two_sample_accuracy", "linear_probe", "knn_probe"}
+    pictures = {"psnr", "ssim", "frechet", "frechet_floor", "precision", "recall"}
+    assert grey["metrics"].keys() == {"negative_elbo", "distortion", "rate", "objective"} | codes | pictures
+    bounds = {"negative_elbo", "distortion", "rate", "objective", "bits_per_dim", "nll_1", "nll_10", "nll_20", "ess"}
+    annealed = {"nll_ais", "ais_ess", "ais_acceptance", "ais_gain", "bdmc_lower", "bdmc_upper", "bdmc_gap"}
+    assert dynamic["metrics"].keys() == bounds | annealed
+    for protocol, found in (("grey pixels", grey), ("dynamic binarization", dynamic)):
+        for name, estimate in found["metrics"].items():
+            assert estimate["n"] > 0, name
+            assert estimate["protocol"], name
+            if name in ("negative_elbo", "nll_20", "active_units"):
+                assert protocol in estimate["protocol"]
+    assert "not a likelihood" in grey["metrics"]["negative_elbo"]["protocol"]
+    assert "not a likelihood" not in dynamic["metrics"]["nll_20"]["protocol"]
+    assert grey["about"]["cross_entropy_floor"] > 100
+    rate = grey["metrics"]["rate"]["value"]
+    assert sum(grey["per_dimension"]["rate"]) == pytest.approx(rate, abs=1e-3)
+    assert len(grey["per_dimension"]["variance_of_means"]) == 20
+
+
+def test_what_is_measured_adds_up_over_commands(run, capsys):
+    assert main(["evaluate", str(run), "--only", "elbo", "--split", "validation"]) == 0
+    assert main(["evaluate", str(run), "--only", "reconstruction"]) == 0
+    assert main(["evaluate", str(run), "--only", "elbo", "--protocol", "threshold", "--json"]) == 0
+    splits = kept(run)
+    assert splits.keys() == {"validation", "test"}
+    assert splits["validation"].keys() == {"grey", "dynamic"}
+    assert splits["test"].keys() == {"grey", "threshold"}
+    assert splits["test"]["grey"]["metrics"].keys() == {"psnr", "ssim"}
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index('{\n  "format"') :])["splits"] == splits
+
+
+def test_other_weights_are_another_model(run):
+    assert main(["evaluate", str(run), "--only", "elbo", "--split", "validation"]) == 0
+    weights = torch.load(run / "best_model.pth")
+    torch.save({name: value + 1e-3 for name, value in weights.items()}, run / "best_model.pth")
+    assert main(["evaluate", str(run), *QUICK, "--only", "nll", "--rows", "3"]) == 0
+    assert kept(run).keys() == {"test"}, "numbers of other weights are gone"
+
+
+def plan(**options):
+    return measure.Plan(parts=("nll",), num_samples=10, protocols=("dynamic",), threads=1, **options)
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
+    whole = measure.measure(run, plan(rows=12), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    (run / "evaluation.pt").unlink()
+    monkeypatch.setattr(importance, "_CPU_DECODES", 20)  # two images at a time
+    original, scored = importance._Scorer.score, []
+
+    def score(self, rows, decodes):
+        scored.append(rows.start)
+        if scored.count(6) == 1 and rows.start == 6 and self.num_samples == 10 and len(scored) > 4:
+            raise KeyboardInterrupt
+        return original(self, rows, decodes)
+
+    monkeypatch.setattr(importance._Scorer, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(run, plan(rows=12), Bar())
+    values = next(iter(load_tensors(run / "evaluation.pt")["values"].values()))
+    assert len(values["k=10"]) == 6, "what was scored was kept"
+    scored.clear()
+    again = measure.measure(run, plan(rows=12), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    assert again["nll_10"]["value"] == pytest.approx(whole["nll_10"]["value"], rel=1e-6)
+    assert [start for start in scored if start >= 4] == [6, 8, 10], "and was not scored again"
+    scored.clear()
+    measure.measure(run, plan(rows=12), Bar())
+    assert [start for start in scored if start >= 4] == []
+    assert threading.active_count() < 10
+
+
+def test_more_rows_extend_what_is_kept(run):
+    measure.measure(run, plan(rows=5), Bar())
+    few = measure.measure(run, plan(rows=3), Bar())["splits"]["test"]["dynamic"]["metrics"]["nll_10"]
+    more = measure.measure(run, plan(rows=9), Bar())["splits"]["test"]["dynamic"]["metrics"]["nll_10"]
+    assert (few["n"], more["n"]) == (3, 9)
+    assert "first 3 images" in few["protocol"]
+
+
+def test_how_long_it_takes_is_said_before_it_starts(run, monkeypatch, capsys):
+    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: 900.0)
+    assert main(["evaluate", str(run), *QUICK, "--only", "nll"]) == 0
+    assert "importance sampling, 180 images x 20 samples (dynamic): about 15 min" in capsys.readouterr().err
+
+
+def test_the_estimate_of_time_is_of_the_right_size(run, monkeypatch):
+    clock = iter(np.arange(0.0, 1000.0, 2.0))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    estimated = []
+    original = measure._nll_seconds
+    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(original(subject)) or 0.0)
+    measure.measure(run, plan(rows=100), Bar())
+    assert estimated == [2.0 / 4 * 100], "two seconds for four images, a hundred to score"
+
+
+def test_a_test_set_of_one_image(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "few.npz", x=(rng.random((120, 1, 12, 12)) < 0.3).astype(np.float32))
+    out = str(tmp_path / "run")
+    flags = ["--data", str(tmp_path / "few.npz"), "--test-size", "1", "--epochs", "1", "--threads", "1"]
+    assert main(["train", "mlp", *flags, "--out", out]) == 0
+    assert main(["evaluate", out, *QUICK, "--only", "elbo", "nll"]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]["metrics"]
+    assert found["nll_20"]["stderr"] is None
+    assert main(["evaluate", out, "--only", "latents"]) == 2
+    assert "1 code" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_and_a_run_of_another_version_are_one_line_and_lose_nothing(run, capsys):
+    assert main(["evaluate", str(run), "--only", "elbo"]) == 0
+    before = (run / "metrics.json").read_bytes()
+    weights = (run / "best_model.pth").read_bytes()
+    (run / "best_model.pth").write_bytes(weights[:1000])
+    assert main(["evaluate", str(run), "--only", "elbo"]) == 1
+    assert "best_model.pth is damaged" in capsys.readouterr().err.splitlines()[-1]
+    (run / "best_model.pth").write_bytes(weights)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "format": 99}))
+    assert main(["evaluate", str(run), "--only", "elbo"]) == 1
+    assert "was written in format 99" in capsys.readouterr().err.splitlines()[-1]
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_a_posterior_of_nan_is_one_line(run, capsys):
+    weights = torch.load(run / "best_model.pth")
+    weights["posterior_head.loc_and_log_scale.bias"][:] = float("nan")
+    torch.save(weights, run / "best_model.pth")
+    assert main(["evaluate", str(run), *QUICK, "--only", "nll"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "importance weights of image 0 of the test split are not finite" in error
+    assert not (run / "metrics.json").exists()
+
+
+def test_extractors_are_trained_once(run, monkeypatch):
+    folder = RunFolder.open(run)
+    data = measure.load_data(folder.run)
+    first = extractors.extractors_for(data, Bar())
+    monkeypatch.setattr(extractors, "train_extractor", None)
+    again = extractors.extractors_for(data, Bar())
+    assert [features.weights_hash(e) for e in first] == [features.weights_hash(e) for e in again]
+    assert len({features.weights_hash(e) for e in first}) == 3
