@@ -138,7 +138,7 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
         kept = Kept(path / "evaluation.pt", weights)
         subjects = [Subject(run, model.to(device), under.to(device), plan, kept, bar)
                     for under in _under(run, model, data, plan)]  # fmt: skip
-        jobs = [(subject, part) for subject in subjects for part in _parts(subject)]
+        jobs: list[tuple[Subject, Part]] = [(subject, part) for subject in subjects for part in _parts(subject)]
         for subject, part in jobs:
             if part in SECONDS and (seconds := SECONDS[part](subject)) > 5:
                 about_time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
@@ -182,7 +182,12 @@ def _parts(subject: Subject) -> list[Part]:
     plan = subject.plan
     own = bool(plan.protocols) or subject.data.protocol == subject.run.data.protocol
     likelihood = bool(plan.protocols) or subject.model.is_density(binary_data=subject.data.binary)
-    fits = {"elbo": True, "nll": likelihood, "ais": likelihood, "samples": own and subject.data.train.y is not None}
+    fits: dict[Part, bool] = {
+        "elbo": True,
+        "nll": likelihood,
+        "ais": likelihood,
+        "samples": own and subject.data.train.y is not None,
+    }
     return [part for part in plan.parts if fits.get(part, own)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -90,34 +91,15 @@ def evaluate(
         threads: CPU threads; default: torch's.
         json: print JSON instead of tables.
     """
-    from vaelab.measure import PARTS, PRESETS, Part, measure
+    from vaelab.measure import measure
     from vaelab.progress import Bar
 
-    known = [*PARTS, "ais"]
-    for word in only:
-        if word not in known:
-            raise UsageError(f"--only {word}: no such part{did_you_mean(word, known)}")
     if memory < 1:
         raise UsageError(f"--memory {memory}: must be at least 1 (MiB)")
-    base = PRESETS[preset or "paper"]
-    given = {"images": ais_images, "chains": ais_chains, "distributions": ais_steps, "start": ais_start}
-    annealing = dataclasses.replace(base.annealing, **{k: v for k, v in given.items() if v is not None})
-    parts: tuple[Part, ...] = tuple(
-        part for part in (*PARTS, "ais") if part in (only or PARTS) or (part == "ais" and ais)
-    )
-    plan = dataclasses.replace(
-        base,
-        split=_word("--split", split, ("train", "validation", "test")),
-        protocols=tuple(_word("--protocol", p, ("grey", "dynamic", "static", "threshold")) for p in protocol),
-        parts=parts,
-        num_samples=base.num_samples if num_samples is None else num_samples,
-        rows=rows,
-        annealing=annealing,
-        memory=memory * 2**20,
-        precision=precision,
-        device=device,
-        threads=threads,
-    )
+    annealing = {"images": ais_images, "chains": ais_chains, "distributions": ais_steps, "start": ais_start}
+    settings = {"split": split, "protocols": protocol, "num_samples": num_samples, "rows": rows, "device": device,
+                "memory": memory * 2**20, "precision": precision, "threads": threads}  # fmt: skip
+    plan = _plan(preset or "paper", only, ais, settings, annealing)
     content = measure(run, plan, Bar())
     if json:
         print(json_.dumps(content, indent=2))
@@ -125,10 +107,29 @@ def evaluate(
         _print(str(run), content, plan)
 
 
-def _word(flag: str, word: str, known: tuple[Any, ...]) -> Any:
+def _plan(preset: str, only: Sequence[str], ais: bool, settings: dict[str, Any], annealing: dict[str, Any]) -> Plan:
+    """The preset's plan with what was given in place of its own."""
+    from vaelab.measure import PARTS, PRESETS, Part
+
+    known: tuple[Part, ...] = (*PARTS, "ais")
+    for word in only:
+        if word not in known:
+            raise UsageError(f"--only {word}: no such part{did_you_mean(word, known)}")
+    _word("--split", settings["split"], ("train", "validation", "test"))
+    for protocol in settings["protocols"]:
+        _word("--protocol", protocol, ("grey", "dynamic", "static", "threshold"))
+    base = PRESETS[preset]
+    return dataclasses.replace(
+        base,
+        parts=tuple(part for part in known if part in (only or PARTS) or (part == "ais" and ais)),
+        annealing=dataclasses.replace(base.annealing, **{k: v for k, v in annealing.items() if v is not None}),
+        **{k: v for k, v in settings.items() if v is not None},
+    )
+
+
+def _word(flag: str, word: str, known: tuple[str, ...]) -> None:
     if word not in known:
         raise UsageError(f"{flag} {word}: there is {', '.join(known)}{did_you_mean(word, known)}")
-    return word
 
 
 def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
