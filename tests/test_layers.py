@@ -12,8 +12,8 @@ LAYERS = [
     {"networks", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
     {"config", "checkpoint", "folder", "data", "progress", "trainer", "train"},
-    {"evaluate", "diagnose", "figures"},
-    {"recipes", "pictures", "extractors", "measure", "reproduce", "cli", "__main__", "__init__"},
+    {"evaluate", "diagnose", "figures", "figures_tuning"},
+    {"recipes", "pictures", "extractors", "measure", "reproduce", "comparison", "tuning", "grid", "recommend", "cli", "__main__", "__init__"},
 ]
 
 

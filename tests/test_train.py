@@ -566,3 +566,23 @@ def test_time_is_measured(tmp_path, digits):
     record = RunFolder.open(tmp_path / "run").history()[0]
     assert 0 < record["seconds"] <= time.monotonic() - started
     assert record["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("recipe_name", ["mlp", "conv-2d"])
+def test_glorots_weights_have_his_scale_and_the_first_image_is_the_mean_image(digits, recipe_name):
+    run = override(recipe(recipe_name), init="glorot")
+    model = Trainer(run, digits, torch.device("cpu")).model
+    weight = model.posterior_head.loc_and_log_scale.weight.detach()
+    bound = (6 / sum(weight.shape)) ** 0.5
+    assert weight.abs().max() <= bound
+    assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+    z = torch.randn(2000, model.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = 1e-3 * z  # near the origin only the biases speak
+        first = model.likelihood(drawn).mean.mean(0)
+    mean = digits.train.mean()
+    expected = mean if recipe_name == "mlp" else mean.mean((1, 2), keepdim=True)
+    assert (first - expected).abs().mean() < 0.02
+    plain = Trainer(recipe(recipe_name), digits, torch.device("cpu")).model
+    with torch.no_grad():
+        assert (plain.likelihood(drawn).mean.mean(0) - expected).abs().mean() > 0.1

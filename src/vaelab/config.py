@@ -65,6 +65,9 @@ class Training:
     batch_size: int = option(128, "images a step")
     clip_norm: float | None = option(None, "largest norm of the gradient; longer ones are scaled down")
     patience: int | None = option(None, "stop after so many epochs without a better validation loss")
+    init: Literal["torch", "glorot"] = option(
+        "torch", "weights at the start: torch's own, or Glorot's with the pixels' mean as the decoder's bias"
+    )
     ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average")
     seed: int = option(0, "seed of the weights, the order, the noise and the augmentation")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of matrix products and convolutions")

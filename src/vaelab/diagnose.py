@@ -63,7 +63,6 @@ class Symptoms:
         train, validation: -ELBO of each of some images, in nats.
         distortion: mean validation distortion.
         rate: mean rate of each dimension over validation images, (D,).
-        active: for each dimension whether the codes of the data vary along it (Burda's criterion), (D,).
         two_sample: accuracy of telling q(z) from p(z), and its standard error.
         annealed_train, annealed_validation: -log p(x) of some images by annealing, where the -ELBO differs.
     """
@@ -80,7 +79,6 @@ class Symptoms:
     validation: NDArray[np.float64] | None = None
     distortion: float = math.nan
     rate: NDArray[np.float64] | None = None
-    active: NDArray[np.bool_] | None = None
     two_sample: tuple[float, float] | None = None
     annealed_train: NDArray[np.float64] | None = None
     annealed_validation: NDArray[np.float64] | None = None
@@ -134,7 +132,6 @@ def examine(
         validation=distortion + rate,
         distortion=float(distortion.mean()),
         rate=None if codes.rate is None else codes.rate.mean(0),
-        active=latents.variance_of_means(codes) > latents.ACTIVE,
         two_sample=(test.value, test.stderr),
     )
     if _gap(symptoms) is None:
@@ -157,19 +154,22 @@ def _first(data: Dataset, split: str, count: int) -> Dataset:
 
 # Thresholds, each the middle between what healthy runs and provoked ones showed on seeds 100 and up
 # (benchmarks/doctor.py --calibrate); the confusion matrix in docs/doctor.md is of other seeds.
-HOLE = 0.75  # accuracy of telling codes from the prior
-GAP = 0.10  # of the -ELBO, between training and validation images
+HOLE = 0.88  # accuracy of telling codes from the prior
+GAP = 0.5  # of the rate, by which validation images may be worse than training images: what z says should carry over
+USED = 0.1  # nats: a dimension with less says nothing (a variance of its means, in a short training, can be left over)
 STILL_FALLING = 0.01  # of the validation loss, over the last tenth of the run
-ROUGH = 0.25  # rise of the training loss above its least so far, as a part of that
+ROUGH = 0.1  # rise of the training loss above its least so far, as a part of that
 SCALE = 10.0  # nats: parts of a loss are taken of this at least, since densities pass through 0
-CROWDED = 1.5  # nats in the least used dimension
+CROWDED = 2.2  # nats in the least used dimension
 MIDDLE = 0.5  # share of pixels that are neither dark nor bright
 
 
 def diagnose(symptoms: Symptoms) -> list[Finding]:
-    """All findings, illnesses first; empty for a healthy run."""
+    """All findings, illnesses first, without those that another one explains; empty for a healthy run."""
     found = [finding for rule in RULES if (finding := rule(symptoms)) is not None]
-    return sorted(found, key=lambda finding: finding.kind != "illness")
+    explained = {name for finding in found for name in EXPLAINS.get(finding.name, ())}
+    left = [finding for finding in found if finding.name not in explained]
+    return sorted(left, key=lambda finding: finding.kind != "illness")
 
 
 def _nan(s: Symptoms) -> Finding | None:
@@ -234,10 +234,10 @@ def _likelihood(s: Symptoms) -> Finding | None:
 
 
 def _collapse(s: Symptoms) -> Finding | None:
-    if s.active is None or s.rate is None:
+    if s.rate is None:
         return None
-    active, total = int(s.active.sum()), len(s.active)
-    evidence = f"{active} of {total} dimensions are active, rate {s.rate.sum():.2f} nats, beta {s.beta:g}"
+    active, total = int((s.rate > USED).sum()), len(s.rate)
+    evidence = f"{active} of {total} dimensions are in use, rate {s.rate.sum():.2f} nats, beta {s.beta:g}"
     if active == 0:
         remedy = "anneal it (--kl-warmup-epochs 10)" if s.beta <= 1 else "lower --beta, to 1 at most"
         return Finding("posterior collapse", "illness", evidence, f"the KL outweighs what z is worth: {remedy}")
@@ -247,14 +247,14 @@ def _collapse(s: Symptoms) -> Finding | None:
 
 
 def _size(s: Symptoms) -> Finding | None:
-    if s.active is None or s.rate is None:
+    if s.rate is None:
         return None
-    active, total = int(s.active.sum()), len(s.active)
+    active, total = int((s.rate > USED).sum()), len(s.rate)
     if 0 < active < 0.5 * total and s.beta <= 1:
         return Finding(
             "latent too large",
             "note",
-            f"{active} of {total} dimensions are active",
+            f"{active} of {total} dimensions are in use",
             f"--latent-dim {max(2, active + active // 4)} is enough; the surplus costs time, hardly likelihood",
         )
     if active == total and s.rate.min() > CROWDED and s.beta >= 0.5:
@@ -268,7 +268,7 @@ def _size(s: Symptoms) -> Finding | None:
 
 
 def _hole(s: Symptoms) -> Finding | None:
-    if s.two_sample is None or s.active is None or not s.active.any() or s.two_sample[0] < HOLE:
+    if s.two_sample is None or s.two_sample[0] < HOLE:
         return None
     remedy = "raise --beta towards 1" if s.beta < 1 else "train longer, or take a smaller --latent-dim"
     return Finding(
@@ -282,11 +282,11 @@ def _hole(s: Symptoms) -> Finding | None:
 
 def _gap(s: Symptoms) -> float | None:
     """How much worse validation images are than training images, in nats; None where that is within what is usual."""
-    if s.train is None or s.validation is None:
+    if s.train is None or s.validation is None or s.rate is None:
         return None
     gap = float(s.validation.mean() - s.train.mean())
     noise = math.hypot(_stderr(s.train), _stderr(s.validation))
-    return gap if gap > GAP * max(abs(float(s.train.mean())), SCALE) + 2 * noise else None
+    return gap if gap > GAP * float(s.rate.sum()) + 2 * noise else None
 
 
 def _overfit(s: Symptoms) -> Finding | None:
@@ -327,6 +327,21 @@ def _undertrained(s: Symptoms) -> Finding | None:
 def _stderr(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
 
+
+_OF_THE_CODES = ("hole between codes and prior", "latent too small", "latent too large", "collapsed dimensions")
+# What each illness brings with it: named beside its cause, it would only send the reader elsewhere.
+EXPLAINS: dict[str, tuple[str, ...]] = {
+    "ended in NaN": ("exploding gradient", "under-training", "posterior collapse", "over-fitting", *_OF_THE_CODES),
+    "exploding gradient": ("under-training", "posterior collapse", "over-fitting", *_OF_THE_CODES),
+    "wrong data range": ("likelihood does not fit", "under-training", "posterior collapse", "over-fitting",
+                         *_OF_THE_CODES),
+    "likelihood does not fit": ("under-training", "posterior collapse", "over-fitting", *_OF_THE_CODES),
+    "posterior collapse": ("hole between codes and prior",),
+    "under-training": _OF_THE_CODES,
+    "over-fitting": ("hole between codes and prior", "latent too large", "latent too small"),
+    "over-fitting of the encoder": _OF_THE_CODES,
+    "hole between codes and prior": ("latent too small",),
+}  # fmt: skip
 
 RULES: tuple[Callable[[Symptoms], Finding | None], ...] = (
     _nan,

@@ -36,6 +36,10 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """What a VAE needs of a decoder."""
 
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer's bias to these parameters (P*C, H, W), or as near as it can come."""
+        ...
+
     def __call__(self, z: Tensor) -> Tensor:
         """Map (N, D) to the pixels' parameters (N, P*C, H, W)."""
         ...
@@ -87,6 +91,10 @@ class MLPDecoder(nn.Module):
     def forward(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N PC H W"]:
         """Parameters of every pixel."""
         return self.layers(z)
+
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer's bias to these parameters (P*C, H, W)."""
+        _set_bias(self.layers[-2], params.flatten())
 
 
 @final
@@ -159,6 +167,33 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N PC H W"]:
         """Parameters of every pixel."""
         return self.layers(z)
+
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer's bias to the pixels' mean of these parameters (P*C, H, W): it has one a channel."""
+        _set_bias(self.layers[-1], params.mean((1, 2)))
+
+
+def initialise(model: nn.Module) -> None:
+    r"""Glorot's initial weights, uniform in :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`, and biases of 0.
+
+    From torch's global generator, as torch's own initial weights.
+
+    Reference:
+        Glorot & Bengio (2010), Understanding the difficulty of training deep feedforward neural networks, eq. 16.
+        https://proceedings.mlr.press/v9/glorot10a.html
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _set_bias(layer: nn.Module, values: Tensor) -> None:
+    bias = layer.bias
+    assert isinstance(bias, Tensor)
+    with torch.no_grad():
+        bias.copy_(values)
 
 
 def _dense(dims: Sequence[int], activation: Activation) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch
 from vaelab.errors import NotFiniteError
 from vaelab.models import VAE
+from vaelab.networks import Decoder, initialise
 from vaelab.objectives import Group, Loss, elbo_terms
 from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed_dropout, resolve_precision
 from vaelab.specs import Shape
@@ -36,7 +37,10 @@ def build_model(run: Run, shape: Shape) -> VAE:
     likelihood = run.likelihood or (specs.Bernoulli() if shape[0] == 1 else specs.Gaussian())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(run.training.seed, "weights").initial_seed())
-        return VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
+        model = VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
+        if run.training.init == "glorot":
+            initialise(model)
+        return model
 
 
 @final
@@ -52,6 +56,8 @@ class Trainer:
             log.info("batch size %d: there are no more training images", self.batch_size)
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
+        if run.training.init == "glorot":
+            cast(Decoder, self.model.decoder).start_at(data.train.mean().clamp(0.001, 0.999).logit())
         self.networks = run.objective.networks(self.model).to(device)
         self.groups = run.objective.groups(self.model, self.networks)
         self.schedule = run.schedule.schedule(self.steps_per_epoch, run.training.epochs)

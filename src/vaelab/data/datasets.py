@@ -54,6 +54,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def mean(self) -> Tensor:
+        """The mean image (C, H, W), in [0, 1]."""
+        total = sum(unit(part).sum(0, dtype=torch.float64) for part in self.x.split(BATCH))
+        return (torch.as_tensor(total) / len(self)).float()
+
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
         return Split(self.x.to(device), None if self.y is None else self.y.to(device), self.index.to(device))

@@ -1,0 +1,168 @@
+"""Importance-sampled likelihoods of 784-400-20, k = 5000, against pythae's ``get_nll``, in one run.
+
+    python benchmarks/nll_throughput.py [--images 40] [--repeats 5] [--epochs 3]
+
+Both score the same model (trained a few epochs here) on the same binarized test images. pythae is installed from PyPI
+into an environment of its own (``.bench/pythae``); it gets the largest batch (all 5000 samples at once), ``no_grad``,
+and whichever number of threads is faster for it. The two run in turn, each in a fresh process; what is quoted is the
+median and range of the ratios, because the machine's speed drifts. ``--gap`` prints what bf16 products change, in nats.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+import vaelab as v
+from train_throughput import HERE, PYTHAE, peer_environment
+from vaelab.checkpoint import write_json
+from vaelab.evaluate import importance
+from vaelab.runtime import cpu_name, has_fast_bf16
+
+SAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Importance-sampled likelihoods against pythae."""
+
+    images: int = 40
+    """Images that each side scores in each process."""
+    repeats: int = 5
+    epochs: int = 3
+    """Epochs that the model is trained first."""
+    threads: int = 2
+    gap: bool = False
+    """Measure what bf16 products change, over so many images with 500 samples, instead of the speed."""
+    ours: str = ""
+    """Only time ours on this run folder, in this process (used by the benchmark itself)."""
+
+
+def main(options: Options) -> None:
+    """Run the benchmark, print a table, write benchmarks/results/nll_throughput.json."""
+    if options.ours:
+        print("RESULT " + json.dumps(time_ours(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = train(Path(folder), options)
+        if options.gap:
+            measure_gap(run, data, options)
+            return
+        export(run, data, Path(folder), options)
+        rows: list[dict[str, float]] = []
+        python = peer_environment()
+        for repeat in range(options.repeats):
+            ours = [sys.executable, __file__, "--ours", str(run), "--images", str(options.images),
+                    "--threads", str(options.threads)]  # fmt: skip
+            peer = [str(python), str(HERE / "peers" / "pythae_nll.py"), f"{folder}/x.npy", f"{folder}/weights.npz",
+                    str(SAMPLES), str(SAMPLES)]  # fmt: skip
+            mine = result(ours)
+            theirs = min((result([*peer, str(threads)]) for threads in {1, options.threads}), key=speed_of)
+            row = {"vaelab": mine["images_per_second"], "pythae": 1 / speed_of(theirs)}
+            row["ratio"] = row["vaelab"] / row["pythae"]
+            row["difference"] = statistics.mean(mine["log_px"]) - statistics.mean(theirs["log_px"])
+            rows.append(row)
+            print(f"pair {repeat + 1}: vaelab {row['vaelab']:.1f}, pythae {row['pythae']:.1f} images/s, ratio "
+                  f"{row['ratio']:.2f}; log-likelihoods differ by {row['difference']:+.2f} nats", flush=True)  # fmt: skip
+    medians = {key: statistics.median(row[key] for row in rows) for key in ("vaelab", "pythae", "ratio")}
+    content = {
+        "command": f"python benchmarks/nll_throughput.py --images {options.images} --repeats {options.repeats} "
+        f"--epochs {options.epochs} --threads {options.threads}",
+        "what": f"784-400-20 MLP, importance sampling with {SAMPLES} samples an image, "
+        + ("bf16 products" if has_fast_bf16(torch.device("cpu")) else "fp32"),
+        "data": data.name,
+        "threads": options.threads,
+        "machine": cpu_name(),
+        "versions": {"torch": torch.__version__, "pythae": PYTHAE.partition("==")[2], "vaelab": version("vaelab"),
+                     "python": platform.python_version()},
+        "pairs": rows,
+        "median": medians,
+    }  # fmt: skip
+    write_json(HERE / "results" / "nll_throughput.json", content)
+    ratios = [row["ratio"] for row in rows]
+    print(f"vaelab scores {medians['ratio']:.1f} times as many images a second as pythae "
+          f"(median of {len(rows)} pairs, {min(ratios):.1f} to {max(ratios):.1f})")  # fmt: skip
+
+
+def train(folder: Path, options: Options) -> tuple[v.data.Dataset, Path]:
+    """A trained model, and binarized images to score."""
+    layers: dict[str, Any] = {"encoder_hidden_dims": (400,), "decoder_hidden_dims": (400,)}
+    run = v.override(v.recipes.mlp(), latent_dim=20, epochs=options.epochs, protocol="dynamic", threads=1, **layers)
+    data = v.load("mnist", protocol="dynamic")
+    v.fit(run, data, out=folder / "run")
+    return data, folder / "run"
+
+
+def export(run: Path, data: v.data.Dataset, folder: Path, options: Options) -> None:
+    """The model's weights and the images, for pythae."""
+    model = v.train.load_model(run)
+    names = {"encoder": "encoder.layers.1", "head": "posterior_head.loc_and_log_scale", "decoder": "decoder.layers.0",
+             "pixels": "decoder.layers.2"}  # fmt: skip
+    layers = {name: model.get_submodule(path) for name, path in names.items()}
+    arrays = {f"{name}_{kind}": getattr(layer, kind).detach().numpy()
+              for name, layer in layers.items() for kind in ("weight", "bias")}  # fmt: skip
+    np.savez(folder / "weights.npz", **arrays)
+    np.save(folder / "x.npy", data.test.rows(slice(0, options.images)).x.numpy())
+
+
+def time_ours(options: Options) -> dict[str, Any]:
+    """Images a second of ``vaelab evaluate``'s own importance sampler, and its log-likelihoods."""
+    torch.set_num_threads(options.threads)
+    model, data = v.train.load_model(options.ours), v.load("mnist", protocol="dynamic")
+    settings: dict[str, Any] = {"num_samples": SAMPLES, "workers": options.threads,
+                                "bf16": has_fast_bf16(torch.device("cpu"))}  # fmt: skip
+    list(importance.importance_rows(model, data, rows=options.threads, **settings))
+    started = time.perf_counter()
+    values = importance.join([part for _, part in importance.importance_rows(
+        model, data, rows=options.images, **settings)])  # fmt: skip
+    seconds = time.perf_counter() - started
+    return {"images_per_second": options.images / seconds, "log_px": values[f"k={SAMPLES}"].tolist()}
+
+
+def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
+    """The change of the negative log-likelihood under bf16 products, paired over images and draws."""
+    model = v.train.load_model(run)
+    full, half = (
+        importance.join([part for _, part in importance.importance_rows(
+            model, data, rows=options.images, num_samples=500, bf16=bf16)])["k=500"]
+        for bf16 in (False, True)
+    )  # fmt: skip
+    change = full - half
+    stderr = change.std(ddof=1) / len(change) ** 0.5
+    write_json(HERE / "results" / "nll_bf16_gap.json", {
+        "command": f"python benchmarks/nll_throughput.py --gap --images {options.images} --epochs {options.epochs}",
+        "what": "NLL with bf16 products minus NLL in fp32, 784-400-20, the same 500 draws an image",
+        "nats": change.mean(), "stderr": stderr, "images": len(change), "machine": cpu_name(),
+    })  # fmt: skip
+    print(f"bf16 products change the NLL by {change.mean():+.4f} ± {stderr:.4f} nats ({len(change)} images)")
+
+
+def result(command: list[str]) -> dict[str, Any]:
+    """What a process printed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def speed_of(found: dict[str, Any]) -> float:
+    """Median seconds of an image after the first."""
+    return statistics.median(found["seconds"][1:])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

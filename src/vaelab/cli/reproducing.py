@@ -1,0 +1,71 @@
+"""``vaelab reproduce``."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from vaelab.errors import UsageError
+from vaelab.recipes import RECIPES, recipe
+
+Recipes = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RECIPE ...", help="default: all")]
+
+
+def reproduce(
+    recipes: Recipes = (),
+    /,
+    seeds: int | None = None,
+    out: Path = Path("runs/reproduce"),
+    data: str | None = None,
+    epochs: int | None = None,
+    num_samples: int = 5000,
+    threads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Run recipes and put their numbers beside the published ones; writes reproduce.md and reproduce.json.
+
+    Each seed is an ordinary run folder, in OUT. The command can be interrupted and given again: what is finished is not
+    done again.
+
+    Args:
+        seeds: runs of each recipe (default: 3 where one costs less than 10 minutes, else 1, and then no s.d. is shown).
+        out: the folder of all runs.
+        data: another data set than the recipe's.
+        epochs: other than the recipe's.
+        num_samples: importance samples, where the published number is a likelihood.
+        threads: CPU threads; default: torch's.
+        json: print JSON instead of a table.
+    """
+    from vaelab import reproduce as work
+    from vaelab.checkpoint import write_bytes, write_json
+    from vaelab.progress import Bar
+
+    names = recipes or tuple(RECIPES)
+    for name in names:
+        recipe(name)  # raises for a name that is none, before hours are spent on the others
+    for flag, number in {"--seeds": seeds, "--epochs": epochs, "--num-samples": num_samples}.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{flag} {number}: must be at least 1")
+    rows = work.reproduce(
+        names, out, seeds=seeds, data=data, epochs=epochs, num_samples=num_samples, threads=threads, bar=Bar()
+    )
+    write_bytes(out / "reproduce.md", (work.markdown(rows) + "\n").encode())
+    write_json(out / "reproduce.json", {"rows": work.to_json(rows)})
+    if json:
+        print(json_.dumps(work.to_json(rows), indent=2))
+        return
+    table = Table(box=None)
+    for column in ("recipe", "number", "published", "measured", "unit", "minutes"):
+        table.add_column(column, justify="right" if column in ("published", "minutes") else "left")
+    for row in rows:
+        published = "-" if row.published is None else f"{row.published:.2f}"
+        table.add_row(row.recipe, row.metric, published, row.measured, row.unit, f"{row.minutes:.1f}")
+    console = Console()
+    console.print(table, highlight=False)
+    console.print(f"with protocols: {out / 'reproduce.md'}, {out / 'reproduce.json'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,139 @@
+"""Recipes against their published numbers: trained, measured, and put side by side as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from vaelab.config import Run, override
+from vaelab.folder import RunFolder
+from vaelab.measure import Plan, measure
+from vaelab.progress import Bar, Display
+from vaelab.recipes import RECIPES, Recipe, recipe
+from vaelab.train import fit, load_data, with_absolute_path
+
+SHORT = 10.0  # minutes: a recipe that costs less is run with three seeds, else with one
+SHOWN = ("negative_elbo", "distortion", "rate")  # of a recipe whose source publishes nothing
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One number of one recipe.
+
+    Args:
+        recipe, metric: which.
+        published: the source's number; None if it gives none.
+        values: ours, one a seed.
+        stderr: standard error over examples of the first seed's.
+        unit, protocol: of ours.
+        minutes: training, one seed, as measured.
+    """
+
+    recipe: str
+    metric: str
+    published: float | None
+    values: tuple[float, ...]
+    stderr: float | None
+    unit: str
+    protocol: str
+    minutes: float
+
+    @property
+    def measured(self) -> str:
+        """Mean and s.d. over seeds; of one seed the value and its standard error over examples, named so."""
+        mean = statistics.mean(self.values)
+        if len(self.values) > 1:
+            return f"{mean:.2f} ± {statistics.stdev(self.values):.2f} (s.d. of {len(self.values)} seeds)"
+        return f"{mean:.2f}" if self.stderr is None else f"{mean:.2f} (one seed; s.e. over images {self.stderr:.2f})"
+
+
+def seeds_of(entry: Recipe, asked: int | None) -> range:
+    """The seeds to run: as many as asked for, else three of a cheap recipe and one of a dear one."""
+    return range(asked if asked is not None else 3 if entry.minutes < SHORT else 1)
+
+
+def reproduce(
+    names: Sequence[str], out: Path, *, seeds: int | None = None, data: str | None = None, epochs: int | None = None,
+    num_samples: int = 5000, threads: int | None = None, bar: Bar,
+) -> list[Row]:  # fmt: skip
+    """Train and measure recipes, each seed in a run folder of its own; what is there already is gone on with.
+
+    Args:
+        names: the recipes.
+        out: where the run folders are.
+        seeds: how many; None: see ``seeds_of``.
+        data, epochs: in place of the recipe's own (then it is no reproduction, but tells that all works).
+        num_samples: importance samples, where the published number is a likelihood.
+        threads: CPU threads.
+        bar: shows the measuring.
+    """
+    rows: list[Row] = []
+    for name in names:
+        entry = RECIPES[name]
+        wanted = tuple(entry.published) or SHOWN
+        found: list[dict[str, Any]] = []
+        minutes: list[float] = []
+        for seed in seeds_of(entry, seeds):
+            settings = {"seed": seed, "threads": threads, "data": data, "epochs": epochs}
+            run = override(recipe(name), **{k: v for k, v in settings.items() if v is not None})
+            path = out / f"{name}-{Path(run.data.source).stem}-s{seed}"
+            bar.say(f"{name}, seed {seed}: into {path}")
+            _train(run, path)
+            content = measure(path, _plan(wanted, num_samples, threads), bar)
+            found.append(content["splits"]["test"][run.data.protocol]["metrics"])
+            minutes.append(sum(record["seconds"] for record in RunFolder.open(path).history()) / 60)
+        rows += [_row(name, metric, entry, found, statistics.mean(minutes)) for metric in _measured(wanted, found)]
+    return rows
+
+
+def _train(run: Run, path: Path) -> None:
+    """Train, or go on with what was interrupted; a run that is complete stays as it is."""
+    run = with_absolute_path(run)
+    resume = (path / "config.json").exists()
+    if resume:
+        RunFolder.open(path).reconcile(run)
+    fit(run, load_data(run), out=path, resume=resume, display=Display())
+
+
+def _plan(wanted: Sequence[str], num_samples: int, threads: int | None) -> Plan:
+    plan = Plan(parts=("elbo",), num_samples=num_samples, threads=threads)
+    if any(metric.startswith("nll_") for metric in wanted):
+        plan = dataclasses.replace(plan, parts=(*plan.parts, "nll"))
+    if "active_units" in wanted:
+        plan = dataclasses.replace(plan, parts=(*plan.parts, "latents"))
+    return plan
+
+
+def _measured(wanted: Sequence[str], found: list[dict[str, Any]]) -> list[str]:
+    """What was measured: in place of a bound with more importance samples than were taken, the tightest there is."""
+    bounds = [name for name in found[0] if name.startswith("nll_")]
+    return [metric if metric in found[0] else bounds[-1] for metric in wanted]
+
+
+def _row(name: str, metric: str, entry: Recipe, found: list[dict[str, Any]], minutes: float) -> Row:
+    first = found[0][metric]
+    values = tuple(metrics[metric]["value"] for metrics in found)
+    published = entry.published.get(metric)
+    return Row(name, metric, published, values, first["stderr"], first["unit"], first["protocol"], minutes)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| recipe | number | published | measured | unit | protocol | minutes |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        published = "–" if row.published is None else f"{row.published:.2f}"
+        lines.append(
+            f"| `{row.recipe}` | {row.metric} | {published} | {row.measured} | {row.unit} | {row.protocol} | "
+            f"{row.minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain JSON."""
+    return [dataclasses.asdict(row) for row in rows]

@@ -1,0 +1,161 @@
+"""The doctor: each rule on symptoms with a known answer, and whole runs from the command line.
+
+What provoked illnesses of real runs look like is measured by benchmarks/doctor.py; its confusion matrix is in the docs.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vaelab import diagnose as doctor
+from vaelab.cli import main
+from vaelab.diagnose import Symptoms, diagnose
+
+
+def epochs(losses, beta=1.0):
+    """A history with these losses, in training as in validation."""
+    return [{"epoch": i, "loss": loss, "validation_loss": loss, "beta": beta} for i, loss in enumerate(losses, 1)]
+
+
+RNG = np.random.default_rng(0)
+HEALTHY = Symptoms(
+    beta=1.0,
+    history=epochs([150, 120, 110, 106, 104, 103, 102.5, 102.2, 102.0, 101.9]),
+    pixels=(0.13, 0.31, 0.0, 1.0),
+    middle=0.12,
+    binary=False,
+    support="binary",
+    train_size=55_000,
+    train=RNG.normal(100, 20, 2000),
+    validation=RNG.normal(102, 20, 2000),
+    distortion=78.0,
+    rate=np.linspace(0.3, 2.5, 20),
+    two_sample=(0.56, 0.01),
+)
+
+
+def names(symptoms, kind="illness"):
+    return [finding.name for finding in diagnose(symptoms) if finding.kind == kind]
+
+
+def test_the_healthy_are_told_nothing():
+    assert diagnose(HEALTHY) == []
+
+
+ILL = {
+    "posterior collapse": {"rate": np.full(20, 1e-3)},
+    "collapsed dimensions": {"rate": np.where(np.arange(20) < 6, 1.0, 0.0), "beta": 4.0, "history": epochs([100.0] * 10, 4.0)},
+    "hole between codes and prior": {"two_sample": (0.93, 0.01), "beta": 0.05},
+    "over-fitting": {"train": RNG.normal(80, 5, 2000), "annealed_train": RNG.normal(75, 5, 100),
+                     "annealed_validation": RNG.normal(95, 5, 100)},
+    "over-fitting of the encoder": {"train": RNG.normal(80, 5, 2000), "annealed_train": RNG.normal(95, 5, 100),
+                                    "annealed_validation": RNG.normal(97, 5, 100)},
+    "under-training": {"history": epochs([200, 170, 150])},
+    "wrong data range": {"pixels": (0.0005, 0.001, 0.0, 0.0039)},
+    "likelihood does not fit": {"middle": 0.8},
+    "latent too small": {"rate": np.array([3.2, 3.4])},
+    "exploding gradient": {"history": epochs([150, 120, 110, 4000, 130, 112, 105, 104, 103.5, 103.4])},
+    "ended in NaN": {"failure": {"step": 612, "term": "rate", "checkpoint_step": 400, "message": ""}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("illness", ILL)
+def test_each_illness_is_named_and_no_other(illness):
+    found = diagnose(replace(HEALTHY, **ILL[illness]))
+    assert [finding.name for finding in found] == [illness]
+    assert found[0].remedy
+    assert any(character.isdigit() for character in found[0].evidence) or illness == "likelihood does not fit"
+
+
+def test_a_density_on_binary_pixels_does_not_fit():
+    assert names(replace(HEALTHY, support="real", binary=True)) == ["likelihood does not fit"]
+    assert names(replace(HEALTHY, support="real", binary=False, middle=0.9)) == []
+
+
+def test_surplus_dimensions_are_a_note_and_say_what_is_enough():
+    found = diagnose(replace(HEALTHY, rate=np.where(np.arange(20) < 8, 2.0, 0.01)))
+    assert [(finding.name, finding.kind) for finding in found] == [("latent too large", "note")]
+    assert "8 of 20" in found[0].evidence
+    assert "--latent-dim 10" in found[0].remedy
+
+
+def test_nan_says_step_term_and_last_good_checkpoint():
+    evidence = diagnose(replace(HEALTHY, **ILL["ended in NaN"]))[0].evidence
+    for word in ("rate", "step 612", "step 400"):
+        assert word in evidence
+    never = {"step": 3, "term": "loss", "checkpoint_step": None, "message": ""}
+    assert "no checkpoint" in diagnose(replace(HEALTHY, failure=never))[0].evidence
+
+
+def test_a_rising_kl_weight_is_no_explosion():
+    rising = [{**record, "beta": min(1.0, i / 5)} for i, record in enumerate(epochs([60, 80, 95, 110, 118, 120]), 1)]
+    steady = epochs([119.0, 118.5, 118.2, 118.1, 118.0, 118.0, 118.0, 118.0])
+    assert names(replace(HEALTHY, history=[*rising, *steady])) == []
+
+
+def test_noise_is_no_over_fitting():
+    few = replace(HEALTHY, train=RNG.normal(90, 60, 12), validation=RNG.normal(112, 60, 12))
+    assert "over-fitting" not in names(few)
+
+
+def test_losses_that_pass_through_zero_raise_no_alarm():
+    density = epochs([100, 20, 3, 0.5, -0.4, -1.0, -1.2, -1.3, -1.35, -1.36])
+    assert names(replace(HEALTHY, history=density, support="real")) == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("doctor") / "run"
+    assert main(["train", "mlp", "--data", "digits", "--epochs", "2", "--threads", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_command_names_what_is_wrong_with_a_run(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert main(["doctor", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "under-training (illness)" in out
+    assert "next:" in out
+    assert main(["doctor", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "under-training"
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before, "looking changes nothing"
+
+
+def test_a_run_that_died_before_it_saved_anything(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    flags = ["--data", "digits", "--epochs", "2", "--lr", "1e6", "--threads", "1"]
+    assert main(["train", "mlp", *flags, "--out", out]) == 1
+    capsys.readouterr()
+    assert main(["doctor", out]) == 0
+    found = capsys.readouterr().out
+    assert "ended in NaN (illness)" in found
+    assert "no checkpoint was saved" in found
+
+
+def test_only_training_and_validation_images_are_looked_at(run, monkeypatch):
+    from vaelab.data.datasets import Dataset
+
+    seen = set()
+    original = Dataset.scored
+    monkeypatch.setattr(Dataset, "scored", lambda self, name, rows: (seen.add(name), original(self, name, rows))[1])
+    assert main(["doctor", str(run)]) == 0
+    assert seen == {"train", "validation"}
+
+
+def test_annealing_tells_the_encoder_from_the_decoder(digits, monkeypatch):
+    """Where the -ELBOs differ, both sides are annealed: on the same images, a hundred each."""
+    from vaelab.config import override
+    from vaelab.recipes import recipe
+    from vaelab.train import fit
+
+    run = override(recipe("mlp"), epochs=2)
+    model = fit(run, digits)
+    monkeypatch.setattr(doctor, "GAP", -1.0)
+    monkeypatch.setattr(doctor, "ANNEALED_IMAGES", 3)
+    symptoms = doctor.examine(run, model, digits, [], images=60)
+    assert len(symptoms.annealed_train) == len(symptoms.annealed_validation) == 3
+    assert (symptoms.annealed_validation < symptoms.validation[:3]).all(), "annealing is the tighter bound"
+    assert torch.is_grad_enabled()
