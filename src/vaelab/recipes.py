@@ -144,7 +144,7 @@ def burda_vae() -> Run:
         posterior=specs.DiagonalNormal(50),
         decoder=specs.MLPDecoder((200, 200), activation="tanh"),
         optimizer=specs.Adam(adam_eps=1e-4),
-        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=6e-3, warmup_epochs=3),
+        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=2.5e-3, warmup_epochs=3),
         training=Training(epochs=500, batch_size=200, init="glorot"),
         pictures=(
             Picture("samples", "samples.png"),
