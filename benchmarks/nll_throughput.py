@@ -75,8 +75,8 @@ def main(options: Options) -> None:
             row["ratio"] = row["vaelab"] / row["pythae"]
             row["difference"] = statistics.mean(mine["log_px"]) - statistics.mean(theirs["log_px"])
             rows.append(row)
-            print(f"pair {repeat + 1}: vaelab {row['vaelab']:.1f}, pythae {row['pythae']:.1f} images/s, ratio "
-                  f"{row['ratio']:.2f}; log-likelihoods differ by {row['difference']:+.2f} nats", flush=True)  # fmt: skip
+            speeds = f"vaelab {row['vaelab']:.1f}, pythae {row['pythae']:.1f} images/s, ratio {row['ratio']:.2f}"
+            print(f"pair {repeat + 1}: {speeds}; NLL differs by {row['difference']:+.2f} nats", flush=True)
     medians = {key: statistics.median(row[key] for row in rows) for key in ("vaelab", "pythae", "ratio")}
     content = {
         "command": f"python benchmarks/nll_throughput.py --images {options.images} --repeats {options.repeats} "

@@ -8,6 +8,7 @@ A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import statistics
@@ -18,22 +19,26 @@ from typing import Any
 
 from vaelab.checkpoint import write_json
 from vaelab.config import Run, flat
+from vaelab.diagnose import diagnose, examine
 from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
 from vaelab.recipes import RECIPES, recipe
+from vaelab.train import load_data, load_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md")
+PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md")
 
 
 def collect(path: Path) -> None:
-    """Copy what a run measured on the test split."""
+    """Copy what a run measured on the test split, and what the doctor says of it."""
     folder = RunFolder.open(path)
     measured = json.loads((path / "metrics.json").read_text())
     if "test" not in measured["splits"]:
         raise FailureError(f"{path}/metrics.json has no test numbers: run vaelab evaluate {path}")
-    metrics = {**{key: measured[key] for key in ("recipe", "beta", "data")}, **measured["splits"]["test"]}
+    about = {key: measured[key] for key in ("recipe", "beta", "data", "weights_sha256")}
+    run = folder.run
+    findings = diagnose(examine(run, load_model(path), load_data(run), folder.history(), folder.failure()))
     history, config, state = folder.history(), folder.config(), folder.load_last()
     if state is None or state["best"] is None:
         raise FailureError(f"{path} has no best epoch: its run is not finished")
@@ -44,12 +49,15 @@ def collect(path: Path) -> None:
         "best_epoch": best["epoch"],
         "validation": {key: best[f"validation_{key}"] for key in ("loss", "distortion", "rate")},
         "seconds": round(sum(r["seconds"] for r in history)),
+        "cpu_seconds": round(sum(r["cpu_seconds"] for r in history)) if "cpu_seconds" in history[-1] else None,
         "median_epoch_seconds": statistics.median(r["seconds"] for r in history),
         "images_per_second": statistics.median(r["images_per_second"] for r in history),
         "seed": folder.run.training.seed,
         "resolved": config["resolved"],
         "vaelab": config["vaelab"],
-        **metrics,
+        **about,
+        "test": measured["splits"]["test"],
+        "doctor": [dataclasses.asdict(finding) for finding in findings],
     }
     write_json(RESULTS / "mnist" / f"{folder.run.recipe}.json", result)
 
@@ -88,9 +96,9 @@ def recipes_table() -> str:
         result = _load(f"mnist/{name}")
         if result is None:
             continue
-        metrics = result["metrics"]
+        metrics = _own(result)
         published = "–"
-        if entry.published:
+        if "objective" in entry.published:
             ours = metrics["objective"]["value"]
             published = (f"reconstruction {entry.published['distortion']:.2f}, KL {entry.published['rate']:.2f}, "
                          f"weighted sum {entry.published['objective']:.2f} (ours: {ours:.2f})")  # fmt: skip
@@ -156,7 +164,123 @@ def throughput_table() -> str:
     )
 
 
+def metrics_table(protocol: str | None, columns: dict[str, str], unit: str) -> Callable[[], str]:
+    """Some metrics of every recipe's run on MNIST's test images; protocol None: the one it was trained under."""
+
+    def table() -> str:
+        rows = [f"| recipe ({unit}) | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
+        for name in RECIPES:
+            result = _load(f"mnist/{name}")
+            if result is None:
+                continue
+            metrics = _own(result) if protocol is None else result["test"].get(protocol, {}).get("metrics", {})
+            if any(key in metrics for key in columns):
+                rows.append(f"| `{name}` | {' | '.join(_cell(metrics.get(key)) for key in columns)} |")
+        return "\n".join(rows)
+
+    return table
+
+
+def burda_table() -> str:
+    """The published likelihood beside ours."""
+    result = _load("mnist/burda-vae")
+    if result is None:
+        return "(not measured yet)"
+    metrics, published = _own(result), RECIPES["burda-vae"].published
+    minutes = result["seconds"] / 60
+    cpu = "" if result["cpu_seconds"] is None else f", {result['cpu_seconds'] / 60:.0f} min of processor time"
+    rows = ["| | published | measured |", "|---|---|---|"]
+    labels = {"nll_5000": "−log p(x), IWAE k = 5000", "active_units": "active units"}
+    rows += [f"| {label} | {published[key]:g} | {_number(metrics[key])} |" for key, label in labels.items()]
+    rows.append(f"\n`{result['command']}`: {result['epochs']} epochs in {minutes:.0f} min{cpu}, "
+                f"{result['resolved']['machine']}; {metrics['nll_5000']['protocol']}.")  # fmt: skip
+    return "\n".join(rows)
+
+
+def doctor_table() -> str:
+    """What was provoked against what was said: counts over seeds and both data sets."""
+    result = _load("doctor")
+    if result is None:
+        return "(not measured yet)"
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for key, row in result["rows"].items():
+        cases.setdefault(key.split(" / ")[1], []).append(row)
+    said = sorted({name for rows in cases.values() for row in rows for name in row["found"]})
+    lines = [f"| provoked | runs | named | {' | '.join(said)} |", "|---" * (3 + len(said)) + "|"]
+    for case, rows in cases.items():
+        expected = rows[0]["expected"]
+        right = sum(expected in row["found"] if expected else "illness" not in row["found"].values() for row in rows)
+        counts = (sum(name in row["found"] for row in rows) for name in said)
+        cells = (f"**{n}**" if name == expected else str(n or "") for name, n in zip(said, counts, strict=True))
+        lines.append(f"| {case} | {len(rows)} | {right} | {' | '.join(cells)} |")
+    healthy = [row for rows in cases.values() for row in rows if not row["expected"]]
+    false = sum("illness" in row["found"].values() for row in healthy)
+    seeds = sorted({int(key.rpartition(" / ")[2]) for key in result["rows"]})
+    lines.append(f"\nFalse alarms: {false} of {len(healthy)} healthy runs. `{result['command']}`: seeds "
+                 f"{', '.join(map(str, seeds))}, {result['what']}, {result['machine']}.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def verdicts_table() -> str:
+    """What the doctor says of each recipe's run on MNIST."""
+    rows = ["| recipe | finding | evidence | next |", "|---|---|---|---|"]
+    for name in RECIPES:
+        result = _load(f"mnist/{name}")
+        if result is None:
+            continue
+        for finding in result["doctor"]:
+            rows.append(f"| `{name}` | {finding['name']} ({finding['kind']}) | {finding['evidence']} | "
+                        f"{finding['remedy']} |")  # fmt: skip
+        if not result["doctor"]:
+            rows.append(f"| `{name}` | healthy | | |")
+    return "\n".join(rows)
+
+
+def nll_throughput_table() -> str:
+    """Importance sampling against pythae."""
+    result = _load("nll_throughput")
+    if result is None:
+        return "(not measured yet)"
+    ratios, median = [pair["ratio"] for pair in result["pairs"]], result["median"]
+    lines = [
+        "| | images/s | ratio |",
+        "|---|---|---|",
+        f"| vaelab | {median['vaelab']:.1f} | {median['ratio']:.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |",
+        f"| pythae {result['versions']['pythae']} | {median['pythae']:.1f} | 1 |",
+        f"\n`{result['command']}`: {result['what']}; medians of {len(ratios)} interleaved pairs; {result['threads']} "
+        f"threads, {result['machine']}, torch {result['versions']['torch']} on both sides.",
+    ]
+    gap = _load("nll_bf16_gap")
+    if gap is not None:
+        lines.append(f"\nbf16 products instead of fp32 change the NLL by {gap['nats']:+.4f} ± {gap['stderr']:.4f} nats "
+                     f"({gap['images']} images, paired; `{gap['command']}`).")  # fmt: skip
+    return "\n".join(lines)
+
+
+BOUNDS = {
+    "negative_elbo": "−ELBO", "nll_1": "k = 1", "nll_10": "10", "nll_100": "100", "nll_500": "500",
+    "nll_1000": "1000",
+    "nll_5000": "5000", "ess": "ESS",
+}  # fmt: skip
+ANNEALED = {"nll_ais": "−log p(x), AIS", "ais_gain": "tighter than IWAE by", "bdmc_gap": "BDMC gap (simulated)"}
+CODES = {
+    "active_units": "active units", "mutual_information": "I(x; z)", "aggregate_kl": "KL(q(z) ‖ p(z))",
+    "two_sample_accuracy": "telling q(z) from p(z)", "linear_probe": "linear probe", "knn_probe": "5-NN",
+}  # fmt: skip
+PICTURES = {
+    "psnr": "PSNR (dB)", "ssim": "SSIM", "frechet": "Fréchet distance", "frechet_floor": "floor",
+    "precision": "precision", "recall": "recall",
+}  # fmt: skip
+
 TABLES: dict[str, Callable[[], str]] = {
+    "likelihoods": metrics_table("dynamic", BOUNDS, "nats"),
+    "annealed": metrics_table("dynamic", ANNEALED, "nats"),
+    "codes": metrics_table(None, CODES, "trained protocol"),
+    "pictures": metrics_table(None, PICTURES, "trained protocol"),
+    "burda": burda_table,
+    "doctor": doctor_table,
+    "verdicts": verdicts_table,
+    "nll-throughput": nll_throughput_table,
     "recipes": recipes_table,
     "commands": commands_table,
     "improving": sweep_table("improving"),
@@ -166,8 +290,18 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def _own(result: dict[str, Any]) -> dict[str, Any]:
+    """The metrics under the protocol that the run was trained with."""
+    return result["test"][result["data"]["protocol"]]["metrics"]
+
+
+def _cell(estimate: dict[str, Any] | None) -> str:
+    return "–" if estimate is None else _number(estimate)
+
+
 def _number(estimate: dict[str, Any]) -> str:
-    return f"{estimate['value']:.2f} ± {estimate['stderr']:.2f}"
+    places = 3 if abs(estimate["value"]) <= 1 else 2
+    return f"{estimate['value']:.{places}f} ± {estimate['stderr']:.{places}f}"
 
 
 def _load(name: str) -> dict[str, Any] | None:

@@ -286,7 +286,7 @@ def _gap(s: Symptoms) -> float | None:
         return None
     gap = float(s.validation.mean() - s.train.mean())
     noise = math.hypot(_stderr(s.train), _stderr(s.validation))
-    return gap if gap > GAP * float(s.rate.sum()) + 2 * noise else None
+    return gap if gap > GAP * float(s.rate.sum()) + noise else None
 
 
 def _overfit(s: Symptoms) -> Finding | None:
