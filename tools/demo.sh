@@ -10,6 +10,6 @@ else
     "$bin/vaelab" train conv-warmup --data digits --epochs 30 --batch-size 32 --out "$out"
 fi
 echo "== measuring it on the test images"
-"$bin/vaelab" evaluate "$out"
+"$bin/vaelab" evaluate "$out" --preset quick
 echo "== what to look at"
 for picture in "$out"/*.png "$out"/*.gif; do echo "   $picture"; done

@@ -136,7 +136,7 @@ def examine(
     )
     if _gap(symptoms) is None:
         return symptoms
-    settings: dict[str, Any] = {"num_chains": 8, "num_distributions": 100, "rows": ANNEALED_IMAGES}
+    settings: dict[str, Any] = {"num_chains": 4, "num_distributions": 50, "rows": ANNEALED_IMAGES}
     values = [
         -importance.join([part for _, part in annealed.ais_rows(model, part_of, split, **settings)])["log_px"]
         for part_of, split in ((train, "train"), (validation, "validation"))
@@ -159,7 +159,7 @@ GAP = 0.5  # of the rate, by which validation images may be worse than training 
 USED = 0.1  # nats: a dimension with less says nothing (a variance of its means, in a short training, can be left over)
 STILL_FALLING = 0.01  # of the validation loss, over the last tenth of the run
 ROUGH = 0.1  # rise of the training loss above its least so far, as a part of that
-SCALE = 10.0  # nats: parts of a loss are taken of this at least, since densities pass through 0
+SCALE = 10.0  # nats: parts of a loss or a rate are taken of this at least: densities pass through 0, and rates vanish
 CROWDED = 2.2  # nats in the least used dimension
 MIDDLE = 0.5  # share of pixels that are neither dark nor bright
 
@@ -286,7 +286,7 @@ def _gap(s: Symptoms) -> float | None:
         return None
     gap = float(s.validation.mean() - s.train.mean())
     noise = math.hypot(_stderr(s.train), _stderr(s.validation))
-    return gap if gap > GAP * float(s.rate.sum()) + noise else None
+    return gap if gap > GAP * max(float(s.rate.sum()), SCALE) + noise else None
 
 
 def _overfit(s: Symptoms) -> Finding | None:
