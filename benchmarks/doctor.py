@@ -46,6 +46,10 @@ class Options:
     data: tuple[str, ...] = ("digits", "mnist")
     only: tuple[str, ...] = ()
     calibrate: bool = False
+    out: str = "doctor"
+    """Name of the results; two runs of different seeds side by side need two."""
+    merge: tuple[str, ...] = ()
+    """Add the rows of these results to those of ``out``, and do nothing else."""
 
 
 @dataclass
@@ -129,9 +133,14 @@ CASES: dict[str, Case] = {
 def main(options: Options) -> None:
     """Provoke all, print as it goes, write benchmarks/results/doctor.json (or print symptoms)."""
     torch.set_num_threads(1)
-    path = HERE / "results" / ("doctor-calibration.json" if options.calibrate else "doctor.json")
+    path = HERE / "results" / f"{options.out}{'-calibration' if options.calibrate else ''}.json"
     seeds = (100,) if options.calibrate else options.seeds
     results: dict[str, Any] = read_json(path) if path.exists() else {"rows": {}}
+    if options.merge:
+        for other in options.merge:
+            results["rows"] |= read_json(HERE / "results" / f"{other}.json")["rows"]
+        write_json(path, results)
+        return
     for seed in seeds:  # outermost, so that a run that is stopped has whole seeds
         for name in options.data:
             for case, what in CASES.items():
@@ -171,6 +180,8 @@ def provoke(case: Case, data: Dataset, seed: int) -> Symptoms:
         "epochs": 50, "batch_size": 64, "learning_rate": 2e-3,
     }  # fmt: skip
     settings = base | case.settings
+    if "schedule" in settings:  # it brings learning rates of its own
+        del settings["learning_rate"]
     schedule = {"schedule": settings.pop("schedule")} if "schedule" in settings else {}
     run: Run = v.override(v.override(v.recipes.mlp(), **schedule), **settings)
     data = case.data(data)

@@ -257,6 +257,24 @@ def nll_throughput_table() -> str:
     return "\n".join(lines)
 
 
+def tuning_table() -> str:
+    """A grid of latent sizes."""
+    result = _load("tune-latent-mnist")
+    if result is None:
+        return "(not measured yet)"
+    rows = ["| latent size | −log p(x) | above the least (paired) | −ELBO | distortion | rate | active units |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for s in result["settings"]:
+        rows.append(
+            f"| {s['latent_dim']} | {s['nll']:.2f} ± {s['stderr']:.2f} | {s['above']:.2f} ± {s['above_stderr']:.2f} | "
+            f"{s['negative_elbo']:.2f} | {s['distortion']:.2f} | {s['rate']:.2f} | {s['active_units']:.0f} |"
+        )
+    dims = " ".join(str(s["latent_dim"]) for s in result["settings"])
+    rows.append(f"\n`vaelab tune-latent mnist --latent-dims {dims} --epochs {result['run']['training']['epochs']}`: "
+                f"{result['recipe']}, {result['protocol']}, one seed.")  # fmt: skip
+    return "\n".join(rows)
+
+
 BOUNDS = {
     "negative_elbo": "−ELBO", "nll_1": "k = 1", "nll_10": "10", "nll_100": "100", "nll_500": "500",
     "nll_1000": "1000",
@@ -279,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "burda": burda_table,
     "doctor": doctor_table,
+    "tuning": tuning_table,
     "verdicts": verdicts_table,
     "nll-throughput": nll_throughput_table,
     "recipes": recipes_table,

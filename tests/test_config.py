@@ -80,7 +80,7 @@ def test_the_flags_of_conv_beta_are_pinned():
         "adam_betas", "adam_eps", "augment_prob", "base_lr", "batch_size", "beta", "channels", "clip_norm", "data",
         "decoder_activation", "decoder_batch_norm", "decoder_conv_channels", "decoder_hidden_dims", "device", "dropout",
         "ema_decay", "encoder_activation", "encoder_batch_norm", "encoder_conv_channels", "encoder_hidden_dims", "epochs",
-        "image_size", "kl_warmup_epochs", "latent_dim", "max_lr", "patience", "precision", "protocol", "range", "rotate",
+        "image_size", "init", "kl_warmup_epochs", "latent_dim", "max_lr", "patience", "precision", "protocol", "range", "rotate",
         "save_every", "seed", "shift", "test_size", "threads", "validation_size", "warmup_epochs", "weight_decay",
     ]  # fmt: skip
 

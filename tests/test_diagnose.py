@@ -97,8 +97,10 @@ def test_a_rising_kl_weight_is_no_explosion():
 
 
 def test_noise_is_no_over_fitting():
-    few = replace(HEALTHY, train=RNG.normal(90, 60, 12), validation=RNG.normal(112, 60, 12))
-    assert "over-fitting" not in names(few)
+    gap = 30.0  # above half the rate of 28 nats
+    few, many = ({"train": np.tile([30.0, 150.0], n), "validation": np.tile([30.0, 150.0], n) + gap} for n in (6, 600))
+    assert names(replace(HEALTHY, **few)) == []
+    assert names(replace(HEALTHY, **many)) == ["over-fitting"]
 
 
 def test_losses_that_pass_through_zero_raise_no_alarm():

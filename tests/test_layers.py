@@ -13,7 +13,20 @@ LAYERS = [
     {"models", "objectives"},
     {"config", "checkpoint", "folder", "data", "progress", "trainer", "train"},
     {"evaluate", "diagnose", "figures", "figures_tuning"},
-    {"recipes", "pictures", "extractors", "measure", "reproduce", "comparison", "tuning", "grid", "recommend", "cli", "__main__", "__init__"},
+    {
+        "recipes",
+        "pictures",
+        "extractors",
+        "measure",
+        "reproduce",
+        "comparison",
+        "tuning",
+        "grid",
+        "recommend",
+        "cli",
+        "__main__",
+        "__init__",
+    },
 ]
 
 

@@ -174,6 +174,72 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], term: str, name: st
     axes.legend()
 
 
+# --- runs side by side ----------------------------------------------------------------------------------------------
+
+
+def comparison(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[Mapping[str, Any]]]]],
+    models: Mapping[str, VAE],
+    *,
+    side: int = 6,
+    seed: int = 0,
+    title: str = "",
+) -> Figure:
+    """Runs side by side: on the left their validation curves, on the right samples from the same latent draws.
+
+    Args:
+        panels: a title and the histories by run, for each set of runs whose validation losses may share axes.
+        models: the model of each run; models of as many latent dimensions get the same z at the same place.
+        side: images a side of each run's square of samples.
+        seed: another seed draws other images.
+        title: what to write above.
+    """
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(models)}
+    square = 2.7 * max(model.shape[1] / model.shape[2] for model in models.values()) + 0.3  # inches, with its title
+    rows = max(2 if len(models) == 4 else -(-len(models) // 3), int(2.6 * len(panels) / square))
+    columns = -(-len(models) // rows)
+    height = max(square * rows + 0.3, 2.6 * len(panels))
+    with mpl.rc_context({**_STYLE, "axes.spines.right": True, "axes.spines.top": True}):
+        figure = Figure(figsize=(4.6 + 2.7 * columns, height + (0.3 if title else 0)), layout="constrained")
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[4.6, 2.7 * columns])[0]
+        curves = left.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, (name, histories) in zip(curves, panels, strict=True):
+            _validation(axes, histories, colours)
+            axes.set_title(f"Validation: {name}")
+        grid = right.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for axes, (name, model) in zip(grid, models.items(), strict=False):
+            canvas = tile(decode(model, sample_prior(model, side * side, seed)), side)
+            grey = canvas.shape[2] == 1
+            axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
+                        interpolation="nearest")  # fmt: skip
+            axes.set(xticks=[], yticks=[], anchor="N")
+            axes.spines[:].set(color=colours[name], linewidth=3)  # the colour of its curve
+            axes.set_title(f"{name} (D = {model.latent_dim})")
+        for axes in grid[len(models) :]:
+            axes.set_axis_off()
+        sizes = {model.latent_dim for model in models.values()}
+        which = "the same z at the same place" + (", where the latent size D is the same" if len(sizes) > 1 else "")
+        if len(sizes) == len(models):
+            which = "each its own z, as the latent sizes D differ"
+        right.suptitle(f"Samples: {which}", fontsize=10)
+        figure.suptitle(title)
+    return figure
+
+
+def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> None:
+    r"""-ELBO on the validation images over the epochs; comparable whatever :math:`\beta` the loss was weighed with."""
+    for name, history in histories.items():
+        values = [record["validation_distortion"] + record["validation_rate"] for record in history]
+        marker = "o" if len(history) == 1 else None
+        axes.plot([r["epoch"] for r in history], values, color=colours[name], label=name, marker=marker)
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.tick_params(labelbottom=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("-ELBO, nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+
+
 # --- the latent space -----------------------------------------------------------------------------------------------
 
 

@@ -15,10 +15,13 @@ from tyro.conf import FlagCreatePairsOff
 
 from vaelab import __version__
 from vaelab.cli.common import refuse_unknown_flags
+from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.measuring import evaluate
+from vaelab.cli.reproducing import reproduce
 from vaelab.cli.showing import animate, reconstruct, sample
 from vaelab.cli.training import recipes, run_training, train
+from vaelab.cli.tuning import tune_latent
 from vaelab.errors import FailureError, UsageError, did_you_mean
 
 _TAGLINE = "vaelab trains, measures, explains and ships variational autoencoders."
@@ -28,9 +31,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "doctor": doctor,
+    "compare": compare,
     "sample": sample,
     "reconstruct": reconstruct,
     "animate": animate,
+    "reproduce": reproduce,
+    "tune-latent": tune_latent,
 }
 
 
@@ -70,8 +76,9 @@ def _dispatch(arguments: list[str]) -> int:
         run_training(rest)
     else:
         command = COMMANDS[name]
-        known = {f"--{parameter.replace('_', '-')}" for parameter in inspect.signature(command).parameters}
-        refuse_unknown_flags(rest, known - {"--run"} | {"--help"})
+        parameters = inspect.signature(command).parameters.values()
+        flags = [p.name.replace("_", "-") for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+        refuse_unknown_flags(rest, {f"--{flag}" for flag in (*flags, "help")})
         tyro.cli(command, args=rest, prog=f"vaelab {name}", config=(FlagCreatePairsOff,))
     return 0
 

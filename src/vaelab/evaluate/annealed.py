@@ -39,6 +39,7 @@ _BACKWARD = 3  # times the memory of a decode, for one with its gradient
 _CHUNK = 25  # transitions whose noise is drawn at once
 # Products of one to three rows take other ways on CPUs, and round otherwise: no block has fewer, filled up if need be.
 _LEAST = 4
+_MADE = "that the model made"
 
 
 def ais_rows(
@@ -250,7 +251,7 @@ class _Annealing:
         with _evaluating(self.model):
             filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
             exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
-            target = _Target(self.model, x, self.start, rows.start, "that the model made")
+            target = _Target(self.model, x, self.start, rows.start, _MADE)
             eps = self._step_sizes(target)
             forward = target.start_chains(self.num_chains, self._seed("forward"))
             lower = self._anneal(target, forward, eps, "forward").log_w
@@ -328,10 +329,7 @@ class _Target:
         for name, values in self._terms(z).items():
             bad = (~values.isfinite()).any(0).nonzero()
             if len(bad):
-                raise FailureError(
-                    f"{name} of image {self.first_row + int(bad[0])} {self._where} is not finite: the weights of this "
-                    "model are broken, or its pixels are out of range"
-                )
+                raise _not_finite(name, self.first_row + int(bad[0]), self._where)
         return z
 
     def _terms(self, z: Tensor) -> dict[str, Tensor]:
@@ -375,9 +373,19 @@ def _simulate(model: VAE, rows: range, seed: int, device: torch.device) -> tuple
     for row in rows:
         with _seeded(seed, row, device):
             z = model.prior().sample()
-            pairs.append((z, model.likelihood(z).sample()))
+            px = model.likelihood(z)
+            if not px.mean.isfinite().all():
+                raise _not_finite("the mean of p(x|z)", row, _MADE)
+            pairs.append((z, px.sample()))
     z, x = (torch.stack(values) for values in zip(*pairs, strict=True))
     return z, x
+
+
+def _not_finite(name: str, row: int, where: str) -> FailureError:
+    return FailureError(
+        f"{name} of image {row} {where} is not finite: the weights of this model are broken, or its pixels are out of "
+        "range"
+    )
 
 
 @contextmanager
