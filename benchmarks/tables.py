@@ -90,11 +90,11 @@ def rendered(text: str) -> str:
 
 
 def recipes_table() -> str:
-    """The five recipes on MNIST's test set."""
+    """The recipes that are trained on grey pixels, on MNIST's test set."""
     rows = ["| recipe | reconstruction | KL | −ELBO | published | epochs | time |", "|---|---|---|---|---|---|---|"]
     for name, entry in RECIPES.items():
         result = _load(f"mnist/{name}")
-        if result is None:
+        if result is None or result["data"]["protocol"] != "grey":
             continue
         metrics = _own(result)
         published = "–"
@@ -164,18 +164,26 @@ def throughput_table() -> str:
     )
 
 
-def metrics_table(protocol: str | None, columns: dict[str, str], unit: str) -> Callable[[], str]:
-    """Some metrics of every recipe's run on MNIST's test images; protocol None: the one it was trained under."""
+def metrics_table(
+    protocol: str | None, columns: dict[str, str], unit: str, count: str | None = None
+) -> Callable[[], str]:
+    """Some metrics of every recipe's run on MNIST's test images; protocol None: the one it was trained under.
+
+    ``count`` names the metric whose number of images is shown, where not all have the same.
+    """
 
     def table() -> str:
-        rows = [f"| recipe ({unit}) | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
+        heads = [*columns.values(), *(["images sampled"] if count else [])]
+        rows = [f"| recipe ({unit}) | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
         for name in RECIPES:
             result = _load(f"mnist/{name}")
             if result is None:
                 continue
             metrics = _own(result) if protocol is None else result["test"].get(protocol, {}).get("metrics", {})
             if any(key in metrics for key in columns):
-                rows.append(f"| `{name}` | {' | '.join(_cell(metrics.get(key)) for key in columns)} |")
+                cells = [_cell(metrics.get(key)) for key in columns]
+                cells += [f"{metrics[count]['n']:,}" if count in metrics else "–"] if count else []
+                rows.append(f"| `{name}` | {' | '.join(cells)} |")
         return "\n".join(rows)
 
     return table
@@ -291,8 +299,8 @@ PICTURES = {
 }  # fmt: skip
 
 TABLES: dict[str, Callable[[], str]] = {
-    "likelihoods": metrics_table("dynamic", BOUNDS, "nats"),
-    "annealed": metrics_table("dynamic", ANNEALED, "nats"),
+    "likelihoods": metrics_table("dynamic", BOUNDS, "nats", "nll_1"),
+    "annealed": metrics_table("dynamic", ANNEALED, "nats", "nll_ais"),
     "codes": metrics_table(None, CODES, "trained protocol"),
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "burda": burda_table,
