@@ -134,7 +134,7 @@ def annealed_importance_sampling(
 
     All of this asks that the step sizes do not depend on the chains: see ``pilot_step_sizes``. Each transition scatters
     its own by up to a half, as trajectories of one length can be a whole period of the target, and lead back to where
-    they began (Neal, 2011, section 3.2); in a VAE of MNIST that takes a third of the variance of log w away.
+    they began (Neal, 2011, section 3.2); in one VAE of MNIST that took about a quarter of the variance of log w away.
 
     Args:
         log_densities: ``(log q0, log p*)`` of every row, both from one call.

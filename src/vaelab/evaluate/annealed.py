@@ -31,13 +31,13 @@ from vaelab.samplers import Annealed, annealed_importance_sampling, pilot_step_s
 
 Start = Literal["encoder", "prior"]
 
-PILOT_CHAINS = 2  # per image: more make the step sizes hardly better, and these cost an eighth of the whole already
+PILOT_CHAINS = 2  # per image: more make the step sizes hardly better, and two cost an eighth of what 16 chains do
 
 # Chains at a time where memory allows more: what stays in the processor's cache, and what fills a GPU.
 _CPU_CHAINS, _GPU_CHAINS = 512, 65_536
 _BACKWARD = 3  # times the memory of a decode, for one with its gradient
 _CHUNK = 25  # transitions whose noise is drawn at once
-# Products of one to three rows take other ways on CPUs, and round otherwise: no block has fewer, filled up if need be.
+# MKL takes other ways for products of one to three rows, and rounds otherwise: blocks are filled up to four images.
 _LEAST = 4
 _MADE = "that the model made"
 
@@ -62,8 +62,9 @@ def ais_rows(
     :math:`\log \frac1C \sum_c w_c` is a lower bound on log p(x) in expectation, closer with more T and C.
 
     Noise belongs to the rows: neither the memory nor where it was gone on changes a number, as long as a row of a
-    product rounds the same whatever the rows beside it. On CPUs it does. Where not (GPUs), chains part in time, as
-    trajectories multiply the last bit: each number is then another draw of the same estimate.
+    product rounds the same whatever the rows beside it, as in MKL from four rows on. Where it does not (as on GPUs it
+    may not), chains part in time, as trajectories multiply the last bit: each number is then another draw of the same
+    estimate.
 
     Args:
         model: the trained model.
