@@ -98,7 +98,7 @@ def fit(
         trainer = Trainer(run, dataset.to(device), device)
         if folder is not None:
             _prepare(folder, trainer, resume)
-        with display or contextlib.nullcontext(), _interruptions(enabled=folder is not None) as interrupted:
+        with display or contextlib.nullcontext(), interruptions(enabled=folder is not None) as interrupted:
             _train(trainer, folder, on_epoch_end, display, interrupted)
         return trainer.best_model().cpu()
 
@@ -248,7 +248,7 @@ def require_same_data(folder: RunFolder, data: Dataset) -> None:
 
 
 @contextlib.contextmanager
-def _interruptions(*, enabled: bool) -> Generator[threading.Event]:
+def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generator[threading.Event]:
     """Turn Ctrl-C and a termination signal into an event that is looked at between two steps.
 
     In the middle of a step the weights could be new and the optimizer's moments old: such a state cannot be resumed.
@@ -258,7 +258,7 @@ def _interruptions(*, enabled: bool) -> Generator[threading.Event]:
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *also)}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:

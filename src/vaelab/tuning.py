@@ -13,7 +13,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -33,11 +32,12 @@ from vaelab.pictures import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
 from vaelab.recommend import Recommendation, Setting, recommend
-from vaelab.train import InterruptedRun, load_data, with_absolute_path
+from vaelab.train import InterruptedRun, interruptions, load_data, with_absolute_path
 from vaelab.trainer import build_model
 
 FORMAT = 1  # of tuning.json
 POLL = 0.1  # seconds between two looks at the processes
+_HANG_UP = () if sys.platform == "win32" else (signal.SIGHUP,)  # the children have sessions of their own
 
 
 @final
@@ -251,7 +251,7 @@ class _Pool:
         self.bar.begin(f"{runs}: epochs and measurements")
         self._show(total)
         estimated = False
-        with self.bar, _interruptions() as interrupted:
+        with self.bar, interruptions(also=_HANG_UP) as interrupted:
             try:
                 while self.waiting or self.running:
                     while self.waiting and len(self.running) < self.jobs:
@@ -338,30 +338,6 @@ class _Pool:
             f"interrupted, {left} of {total} runs are left to finish; what is done is kept in {self.grid.out}: "
             "to go on, give the same command again"
         )
-
-
-@contextlib.contextmanager
-def _interruptions() -> Generator[threading.Event]:
-    """Turn the first Ctrl-C, termination signal or hang-up into an event; a second Ctrl-C raises."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM, *([] if sys.platform == "win32" else [signal.SIGHUP])]
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-
-    def ask(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def duration(seconds: float) -> str:

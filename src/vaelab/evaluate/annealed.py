@@ -22,7 +22,7 @@ from vaelab.data.datasets import EVALUATION_SEED, Dataset
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.evaluate.elbo import describe
-from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.evaluate.importance import Rows, decode_bytes, effective_sample_size, join
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
@@ -238,7 +238,7 @@ class _Annealing:
 
     def score(self, x: Tensor, rows: slice, where: str) -> dict[str, Any]:
         """The bound of each image, with the weights' ESS and the acceptance; each (B,)."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             images = torch.arange(max(len(x), _LEAST), device=x.device).clamp(max=len(x) - 1)
             target = _Target(self.model, x[images], self.start, rows.start, where)
             z = target.start_chains(self.num_chains, self._seed("forward"))
@@ -249,7 +249,7 @@ class _Annealing:
 
     def bracket(self, rows: slice) -> dict[str, Any]:
         """The bounds of images that the model makes; each (B,)."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
             exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
             target = _Target(self.model, x, self.start, rows.start, _MADE)
@@ -399,15 +399,3 @@ def _seeded(seed: int, row: int, device: torch.device) -> Generator[None]:
     with torch.random.fork_rng([device] if accelerator else [], device_type=device.type if accelerator else "cuda"):
         reseed_dropout(seed, row, device)
         yield
-
-
-@contextmanager
-def _evaluating(model: VAE) -> Generator[None]:
-    """Without dropout, nor gradients of the weights."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -11,7 +11,7 @@ import torch
 
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split, unit
-from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms
 
@@ -30,11 +30,10 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
         split: train, validation or test.
         num_samples: posterior samples per example, over which its distortion is averaged.
     """
-    training = model.training
     # Row noise makes the batch size a matter of memory alone: some ten thousand decoded images at a time.
     batch_size = max(1, min(BATCH, 10_000 // num_samples))
-    distortion, rate = elbo_terms(model.eval(), data.batches(split, batch_size), num_samples)
-    model.train(training)
+    with evaluating(model):
+        distortion, rate = elbo_terms(model, data.batches(split, batch_size), num_samples)
     protocol = describe(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
     if run.objective.beta != 1:

@@ -1,13 +1,17 @@
-"""A reported number: a value with its standard error, its unit, how many examples, and its protocol."""
+"""A reported number, with standard error, unit, count and protocol; and the mode in which models are measured."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 
 @final
@@ -42,3 +46,15 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, in which a standard error that cannot be had (n = 1) is null."""
         return {**dataclasses.asdict(self), "stderr": self.stderr if self.n > 1 else None}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """No gradients, dropout and batch norm as in evaluation; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

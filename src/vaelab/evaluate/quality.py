@@ -5,9 +5,8 @@ Shapes: N and M images, C H W image, F features, E extractors.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from vaelab.data.datasets import BATCH, Dataset
 from vaelab.errors import FailureError, UsageError
-from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.evaluate.features import NUM_FEATURES, Extractor, features, weights_hash
 from vaelab.models import VAE
 from vaelab.runtime import generator
@@ -54,7 +53,7 @@ def reconstruction(model: VAE, data: Dataset, split: str = "test") -> dict[str, 
     """
     ratios: list[Array] = []
     similarities: list[Array] = []
-    with _evaluating(model):
+    with evaluating(model):
         for batch, _ in data.batches(split, BATCH):
             x_hat = model.likelihood(model.posterior(batch.x).mean).mean
             pair = [images.cpu().double().numpy() for images in (batch.x, x_hat)]
@@ -319,7 +318,7 @@ def _samples(model: VAE, count: int, seed: int) -> Tensor:
     # ``Distribution.sample`` takes no generator. On the CPU there is only one to restore, and every device gets the
     # same latents.
     twin = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    with _evaluating(model), _evaluating(twin), torch.random.fork_rng(devices=[]):
+    with evaluating(model), evaluating(twin), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, "prior").initial_seed())
         prior = twin.prior()
         sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
@@ -341,15 +340,3 @@ def _pixels(data: Dataset) -> str:
     if data.protocol == "grey":
         return "binary pixels" if data.binary else "grey pixels"
     return f"pixels binarized ({data.protocol})"
-
-
-@contextlib.contextmanager
-def _evaluating(model: VAE) -> Generator[None]:
-    """No gradients, dropout and batch norm as in evaluation; the model's mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
