@@ -5,7 +5,11 @@
 Both score the same model (trained a few epochs here) on the same binarized test images. pythae is installed from PyPI
 into an environment of its own (``.bench/pythae``); it gets the largest batch (all 5000 samples at once), ``no_grad``,
 and whichever number of threads is faster for it. The two run in turn, each in a fresh process; what is quoted is the
-median and range of the ratios, because the machine's speed drifts. ``--gap`` prints what bf16 products change, in nats.
+median and range of the ratios, because the machine's speed drifts.
+
+``--gap`` measures what bf16 products change instead, in nats; ``--ais`` how many images a second annealed importance
+sampling scores as ``vaelab evaluate`` does it, the chains of many images in one batch and all cores busy, and with the
+chains of four images at a time on one core (no peer anneals).
 """
 
 from __future__ import annotations
@@ -29,10 +33,13 @@ import tyro
 import vaelab as v
 from train_throughput import HERE, PYTHAE, peer_environment
 from vaelab.checkpoint import write_json
-from vaelab.evaluate import importance
+from vaelab.compiling import can_compile
+from vaelab.evaluate import annealed, importance
+from vaelab.evaluate.pieces import join
 from vaelab.runtime import cpu_name, has_fast_bf16
 
 SAMPLES = 5000
+FIRST = 4  # images that each side scores before the clock starts
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Options:
     threads: int = 2
     gap: bool = False
     """Measure what bf16 products change, over so many images with 500 samples, instead of the speed."""
+    ais: bool = False
+    """Time annealing instead (16 chains x 100 distributions x 10 leapfrog steps)."""
     ours: str = ""
     """Only time ours on this run folder, in this process (used by the benchmark itself)."""
 
@@ -58,8 +67,8 @@ def main(options: Options) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         data, run = train(Path(folder), options)
-        if options.gap:
-            measure_gap(run, data, options)
+        if options.gap or options.ais:
+            (measure_gap if options.gap else measure_ais)(run, data, options)
             return
         export(run, data, Path(folder), options)
         rows: list[dict[str, float]] = []
@@ -71,13 +80,14 @@ def main(options: Options) -> None:
                     str(SAMPLES), str(SAMPLES)]  # fmt: skip
             mine = result(ours)
             theirs = min((result([*peer, str(threads)]) for threads in {1, options.threads}), key=speed_of)
-            row = {"vaelab": mine["images_per_second"], "pythae": 1 / speed_of(theirs)}
+            row = {"vaelab": mine["images_per_second"], "pythae": 1 / speed_of(theirs),
+                   "products_alone": mine["products_alone"]}  # fmt: skip
             row["ratio"] = row["vaelab"] / row["pythae"]
             row["difference"] = statistics.mean(mine["log_px"]) - statistics.mean(theirs["log_px"])
             rows.append(row)
             speeds = f"vaelab {row['vaelab']:.1f}, pythae {row['pythae']:.1f} images/s, ratio {row['ratio']:.2f}"
             print(f"pair {repeat + 1}: {speeds}; NLL differs by {row['difference']:+.2f} nats", flush=True)
-    medians = {key: statistics.median(row[key] for row in rows) for key in ("vaelab", "pythae", "ratio")}
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     content = {
         "command": f"python benchmarks/nll_throughput.py --images {options.images} --repeats {options.repeats} "
         f"--epochs {options.epochs} --threads {options.threads}",
@@ -122,21 +132,41 @@ def time_ours(options: Options) -> dict[str, Any]:
     """Images a second of ``vaelab evaluate``'s own importance sampler, and its log-likelihoods."""
     torch.set_num_threads(options.threads)
     model, data = v.train.load_model(options.ours), v.load("mnist", protocol="dynamic")
-    settings: dict[str, Any] = {"num_samples": SAMPLES, "workers": options.threads,
-                                "bf16": has_fast_bf16(torch.device("cpu"))}  # fmt: skip
-    list(importance.importance_rows(model, data, rows=options.threads, **settings))
+    cpu = torch.device("cpu")
+    settings: dict[str, Any] = {"num_samples": SAMPLES, "workers": options.threads, "bf16": has_fast_bf16(cpu),
+                                "compiling": can_compile(cpu)}  # fmt: skip
+
+    def score(images: int) -> list[float]:
+        parts = importance.importance_rows(model, data, rows=images, **settings)
+        return join([part for _, part in parts])[f"k={SAMPLES}"].tolist()
+
+    # Not timed: they wait for the compiler, some ten seconds that ten thousand images have and forty have not.
+    score(FIRST)
     started = time.perf_counter()
-    values = importance.join([part for _, part in importance.importance_rows(
-        model, data, rows=options.images, **settings)])  # fmt: skip
+    log_px = score(options.images)
     seconds = time.perf_counter() - started
-    return {"images_per_second": options.images / seconds, "log_px": values[f"k={SAMPLES}"].tolist()}
+    return {"images_per_second": options.images / seconds, "log_px": log_px,
+            "products_alone": products_alone(bf16=settings["bf16"])}  # fmt: skip
+
+
+def products_alone(*, bf16: bool) -> float:
+    """Images a second if scoring were nothing but the decoder's two products, as fast as torch does them here."""
+    kind = torch.bfloat16 if bf16 else torch.float32
+    z, hidden = torch.randn(SAMPLES, 20, dtype=kind), torch.randn(SAMPLES, 400, dtype=kind)
+    first, second = torch.randn(20, 400, dtype=kind), torch.randn(400, 784, dtype=kind)
+    times: list[float] = []
+    for _ in range(12):
+        started = time.perf_counter()
+        _ = z @ first, hidden @ second
+        times.append(time.perf_counter() - started)
+    return 1 / statistics.median(times[2:])
 
 
 def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
     """The change of the negative log-likelihood under bf16 products, paired over images and draws."""
     model = v.train.load_model(run)
     full, half = (
-        importance.join([part for _, part in importance.importance_rows(
+        join([part for _, part in importance.importance_rows(
             model, data, rows=options.images, num_samples=500, bf16=bf16)])["k=500"]
         for bf16 in (False, True)
     )  # fmt: skip
@@ -150,6 +180,41 @@ def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
     print(f"bf16 products change the NLL by {change.mean():+.4f} ± {stderr:.4f} nats ({len(change)} images)")
 
 
+def measure_ais(run: Path, data: v.data.Dataset, options: Options) -> None:
+    """Images a second of annealing, on all cores and on one, in large batches and in small ones, in turn."""
+    model = v.train.load_model(run)
+    few: dict[str, Any] = {"num_chains": 16, "num_distributions": 100}
+
+    def seconds(images: int, workers: int, at_once: int) -> float:
+        torch.set_num_threads(workers)
+        started = time.perf_counter()
+        for first in range(0, images, at_once):
+            list(
+                annealed.ais_rows(
+                    model, data, rows=min(first + at_once, images), first_row=first, workers=workers, **few
+                )
+            )
+        return time.perf_counter() - started
+
+    seconds(4, 1, 4)
+    few_images, rows = max(4, options.images // 4), []
+    for repeat in range(options.repeats):
+        row = {"batched": options.images / seconds(options.images, options.threads, options.images),
+               "batched, one thread": options.images / seconds(options.images, 1, options.images),
+               "four images, one thread": few_images / seconds(few_images, 1, 4)}  # fmt: skip
+        row["ratio"] = row["batched"] / row["four images, one thread"]
+        rows.append(row)
+        print(f"{repeat + 1}: " + ", ".join(f"{name} {value:.2f}" for name, value in row.items()), flush=True)
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    write_json(HERE / "results" / "ais_throughput.json", {
+        "command": f"python benchmarks/nll_throughput.py --ais --images {options.images} --repeats {options.repeats} "
+        f"--epochs {options.epochs} --threads {options.threads}",
+        "what": "784-400-20 MLP, annealed importance sampling, 16 chains x 100 distributions x 10 leapfrog steps, "
+        "fp32; images a second",
+        "data": data.name, "threads": options.threads, "machine": cpu_name(), "runs": rows, "median": medians,
+    })  # fmt: skip
+
+
 def result(command: list[str]) -> dict[str, Any]:
     """What a process printed."""
     done = subprocess.run(command, capture_output=True, text=True)
@@ -160,8 +225,8 @@ def result(command: list[str]) -> dict[str, Any]:
 
 
 def speed_of(found: dict[str, Any]) -> float:
-    """Median seconds of an image after the first."""
-    return statistics.median(found["seconds"][1:])
+    """Median seconds of an image after the first ones."""
+    return statistics.median(found["seconds"][FIRST:])
 
 
 if __name__ == "__main__":

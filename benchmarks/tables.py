@@ -255,9 +255,18 @@ def nll_throughput_table() -> str:
         "|---|---|---|",
         f"| vaelab | {median['vaelab']:.1f} | {median['ratio']:.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |",
         f"| pythae {result['versions']['pythae']} | {median['pythae']:.1f} | 1 |",
+        f"| the decoder's products alone | {median['products_alone']:.1f} | "
+        f"{median['products_alone'] / median['pythae']:.1f} |",
         f"\n`{result['command']}`: {result['what']}; medians of {len(ratios)} interleaved pairs; {result['threads']} "
         f"threads, {result['machine']}, torch {result['versions']['torch']} on both sides.",
     ]
+    ais = _load("ais_throughput")
+    if ais is not None:
+        heads = ("batched", "batched, one thread", "four images, one thread")
+        batched, single, few = (ais["median"][head] for head in heads)
+        lines.append(f"\nAnnealing: {batched:.2f} images a second in large batches on {ais['threads']} threads, "
+                     f"{single:.2f} on one, {few:.2f} with the chains of four images at a time on one "
+                     f"(`{ais['command']}`: {ais['what']}; {ais['machine']}).")  # fmt: skip
     gap = _load("nll_bf16_gap")
     if gap is not None:
         lines.append(f"\nbf16 products instead of fp32 change the NLL by {gap['nats']:+.4f} ± {gap['stderr']:.4f} nats "

@@ -336,6 +336,18 @@ def test_memory_and_resuming_change_nothing(trained, digits, start):
         np.testing.assert_allclose(rest[name], values[9:], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("start", ["encoder", "prior"])
+def test_workers_side_by_side_change_nothing(trained, digits, start):
+    options = {**SETTINGS, "num_distributions": 3, "start": start}
+    for anneal in (lambda **more: ais_rows(trained, digits, rows=19, **options, **more),
+                   lambda **more: bdmc_rows(trained, num_images=19, **options, **more)):  # fmt: skip
+        one = join([values for _, values in anneal()])
+        parts = list(anneal(workers=3))
+        assert [part for part, _ in parts] == [slice(0, 7), slice(7, 14), slice(14, 19)], "none is idle"
+        for name, values in join([values for _, values in parts]).items():
+            np.testing.assert_allclose(values, one[name], rtol=1e-5, err_msg=name)
+
+
 def test_simulated_images_belong_to_their_rows_and_are_binary(trained):
     z, x = module._simulate(trained, range(6), 7, torch.device("cpu"))
     later_z, later_x = module._simulate(trained, range(4, 6), 7, torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from vaelab import specs
-from vaelab.likelihoods import BernoulliImage
+from vaelab.likelihoods import BernoulliImage, softplus_sum
 from vaelab.models import VAE, Batch
 from vaelab.objectives import ELBO
 from vaelab.runtime import StepNoise
@@ -114,6 +114,14 @@ def test_the_bernoullis_fast_log_probability_is_torchs():
     (fast_grad,) = torch.autograd.grad((weights * fast).sum(), logits)
     (slow_grad,) = torch.autograd.grad((weights * slow).sum(), logits)
     torch.testing.assert_close(fast_grad, slow_grad)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 64, 65, 127, 784])
+def test_a_sum_of_softplus_with_few_logarithms_is_one(width):
+    logits = 30 * torch.randn(50, width, generator=torch.Generator().manual_seed(width))
+    logits[0], logits[1], logits[2] = 200.0, -200.0, 0.0
+    exact = torch.nn.functional.softplus(logits.double(), threshold=1000).sum(-1)
+    torch.testing.assert_close(softplus_sum(logits).double(), exact, rtol=1e-6, atol=1e-4)
 
 
 def test_the_fast_bernoulli_is_differentiable_in_pixels_and_twice():

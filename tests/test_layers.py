@@ -11,7 +11,7 @@ LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers"},
     {"networks", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
-    {"config", "checkpoint", "folder", "data", "progress", "trainer", "train"},
+    {"compiling", "config", "checkpoint", "folder", "data", "progress", "trainer", "train"},
     {"evaluate", "diagnose", "figures", "figures_tuning"},
     {
         "recipes",

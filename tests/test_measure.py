@@ -12,7 +12,8 @@ import torch
 from vaelab import extractors, measure
 from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
-from vaelab.evaluate import features, importance
+from vaelab.data import load
+from vaelab.evaluate import annealed, features, importance
 from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 
@@ -120,6 +121,43 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
     assert threading.active_count() < 10
 
 
+def test_the_gap_of_annealing_is_kept_too(run, monkeypatch):
+    options = {"parts": ("ais",), "protocols": ("dynamic",), "annealing": measure.Annealing(5, 2, 3), "threads": 1}
+    first = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    monkeypatch.setattr(annealed, "ais_rows", None)
+    monkeypatch.setattr(annealed, "bdmc_rows", None)
+    monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: 0.0)
+    again = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    assert again == first
+    assert first["bdmc_gap"]["n"] == 5
+
+
+def test_only_long_work_is_compiled_and_only_where_there_is_a_compiler(run, monkeypatch):
+    compiled = []
+    original = importance.importance_rows
+
+    def importance_rows(*args, compiling=False, **options):  # records, and leaves the compiler alone
+        compiled.append(compiling)
+        return original(*args, **options)
+
+    monkeypatch.setattr(importance, "importance_rows", importance_rows)
+    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: 0.0)
+    monkeypatch.setattr(measure, "can_compile", lambda device: True)
+    for rows, worth in ((5, 51), (6, 60), (7, 70)):
+        monkeypatch.setattr(measure, "WORTH_COMPILING", worth)
+        measure.measure(run, plan(rows=rows), Bar())
+    monkeypatch.setattr(measure, "can_compile", lambda device: False)
+    measure.measure(run, plan(rows=8), Bar())
+    assert compiled == [False, True, True, False]
+
+
+def test_the_images_that_were_scored_are_on_record(run):
+    measure.measure(run, measure.Plan(parts=("elbo",), protocols=("grey", "threshold"), threads=1), Bar())
+    for protocol in ("grey", "threshold"):
+        data, about = load("digits", protocol=protocol), kept(run)["test"][protocol]["about"]
+        assert (about["images_sha256"], about["train_sha256"]) == (data.sha256("test"), data.sha256("train"))
+
+
 def test_more_rows_extend_what_is_kept(run):
     measure.measure(run, plan(rows=5), Bar())
     few = measure.measure(run, plan(rows=3), Bar())["splits"]["test"]["dynamic"]["metrics"]["nll_10"]
@@ -142,6 +180,27 @@ def test_the_estimate_of_time_is_of_the_right_size(run, monkeypatch):
     monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(original(subject)) or 0.0)
     measure.measure(run, plan(rows=100), Bar())
     assert estimated == [2.0 / 4 * 100], "two seconds for four images, a hundred to score"
+
+
+def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(run, monkeypatch):
+    """Ten seconds to begin and one a step: not the thirty of a short run scaled up."""
+    steps, now = [], [0.0]
+
+    def anneal(subject, rows, num_distributions):
+        steps.append(num_distributions)
+        now[0] += 10.0 + num_distributions
+        return []
+
+    monkeypatch.setattr(measure, "_annealed", anneal)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    estimated = []
+    original = measure._ais_seconds
+    monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: estimated.append(original(subject)) or 0.0)
+    monkeypatch.setitem(measure.MEASURES, "ais", lambda subject: {"metrics": {}})
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), annealing=measure.Annealing(16, 2, 100), threads=1)
+    measure.measure(run, plan, Bar())
+    assert len(set(steps)) == 2
+    assert estimated == [pytest.approx((10 + 100) * 3)], "16 images, and as many simulated ones forward and back"
 
 
 def test_a_test_set_of_one_image(tmp_path, capsys):

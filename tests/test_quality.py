@@ -421,7 +421,7 @@ def test_binarized_images_are_compared_as_they_are_scored_and_it_is_said(protoco
     monkeypatch.setattr(quality, "_embed", lambda e, x: (seen.append(x), original(e, x))[1])
     result = sample_quality(Stub(pictures=unit(data.test.x)), data, extractors)
     assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
-    assert all(f"pixels binarized ({protocol})" in estimate.protocol for estimate in result.values())
+    assert all(f"{protocol} binarization" in estimate.protocol for estimate in result.values())
 
 
 def test_latents_come_from_the_models_own_prior_whatever_its_kind():

@@ -6,25 +6,24 @@ it, numbers of one metric whose protocols are the same to the letter. All others
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, TypeVar, cast, final
 
 from vaelab import __version__
 from vaelab.checkpoint import read_json
-from vaelab.config import Run, flat, override, slots_with_choice
+from vaelab.config import Run, flat, slots_with_choice
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.likelihoods import Likelihood
 from vaelab.measure import FORMAT
 from vaelab.models import VAE
-from vaelab.train import load_data, load_model, require_same_data
+from vaelab.train import load_model
 
 PIXELS = {"grey": "grey pixels", "dynamic": "dynamic binarization", "static": "static binarization",
           "threshold": "threshold binarization"}  # fmt: skip
@@ -41,6 +40,9 @@ _OF_THE_RUN = re.compile(
 
 MARK = 2.0  # combined standard errors
 
+_T = TypeVar("_T")
+_ByPlace = dict[tuple[str, str], _T]  # by (split, protocol)
+
 
 @final
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Measured:
         record, resolved: what its data were when it was trained; what ``auto`` was resolved to, and the machine.
         history, model: one record an epoch; its best model.
         scores: by (split, protocol), the estimates by their metric's name.
+        images: by (split, protocol), the hash of the images as they were scored.
+        fitted: by (split, protocol), the hash of the training images that probes were fitted on.
         floors: by (split, protocol), what a cross-entropy on grey pixels cannot go below, in nats.
     """
 
@@ -63,8 +67,10 @@ class Measured:
     resolved: dict[str, Any]
     history: list[dict[str, Any]]
     model: VAE
-    scores: dict[tuple[str, str], dict[str, Estimate]]
-    floors: dict[tuple[str, str], float]
+    scores: _ByPlace[dict[str, Estimate]]
+    images: _ByPlace[str]
+    fitted: _ByPlace[str]
+    floors: _ByPlace[float]
 
     @property
     def is_real(self) -> bool:
@@ -141,7 +147,7 @@ class Table:
         data, split, protocol: as in ``metrics.json``.
         pixels: the protocol in words.
         images: how many the split has.
-        sha256: of the images as the runs were trained on them; as they are scored, where that differs between the runs.
+        sha256: of the images as they were scored.
         runs: their names, in the order given.
         rows, notes: what it says.
     """
@@ -216,19 +222,21 @@ def _measured(name: str, path: Path) -> Measured:
     if not history or not all(needed <= record.keys() for record in history):
         raise FailureError(f"{path / 'history.jsonl'} is missing or incomplete: {path} cannot be compared")
     model = load_model(path)
-    scores, floors = _scores(path, config["data"])
-    return Measured(name, path, run, config["data"], config["resolved"], history, model, scores, floors)
+    found = _scores(path, config["data"])
+    return Measured(name, path, run, config["data"], config["resolved"], history, model, *found)
 
 
-def _scores(path: Path, record: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Any], dict[tuple[str, str], float]]:
-    """Estimates and floors of a run's ``metrics.json``, after checking that it is of this run as it is now."""
+def _scores(
+    path: Path, record: Mapping[str, Any]
+) -> tuple[_ByPlace[dict[str, Estimate]], _ByPlace[str], _ByPlace[str], _ByPlace[float]]:
+    """What a run's ``metrics.json`` holds, after checking that it is of this run as it is now."""
     file, weights = path / "metrics.json", path / "best_model.pth"
     again = f"run vaelab evaluate {path}"
     if not file.exists():
         raise UsageError(f"{path} has no metrics.json: {again} first")
     content = read_json(file)
     if content.get("format") != FORMAT:
-        of = f"is of format {content['format']}" if "format" in content else "is of a format before 2"
+        of = f"is of format {content['format']}" if "format" in content else "is without a format"
         raise FailureError(f"{file} {of}; vaelab {__version__} compares format {FORMAT}: {again} again")
     if content.get("weights_sha256") != hashlib.sha256(weights.read_bytes()).hexdigest():
         raise FailureError(f"{weights} has changed since {file} was written: {again} again")
@@ -238,13 +246,15 @@ def _scores(path: Path, record: Mapping[str, Any]) -> tuple[dict[tuple[str, str]
         places = {(split, p): place for split, under in content["splits"].items() for p, place in under.items()}
         found = {key: {k: _estimate(v) for k, v in place["metrics"].items()} for key, place in places.items()}
         abouts = {key: place.get("about", {}) for key, place in places.items()}
+        images = {key: str(about["images_sha256"]) for key, about in abouts.items()}
+        fitted = {key: str(about["train_sha256"]) for key, about in abouts.items()}
         floors = {k: float(a["cross_entropy_floor"]) for k, a in abouts.items() if "cross_entropy_floor" in a}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise FailureError(f"{file} is damaged ({reason}): remove it, then {again} again") from error
     if not any(found.values()):
         raise UsageError(f"{file} holds no numbers: {again} first")
-    return found, floors
+    return found, images, fitted, floors
 
 
 def _estimate(content: Mapping[str, Any]) -> Estimate:
@@ -274,10 +284,9 @@ def _tables(runs: Sequence[Measured], data: str, split: str, protocol: str) -> l
     place = (split, protocol)
     here = [run for run in runs if run.record["data"] == data and run.scores.get(place)]
     found: list[Table] = []
-    images = {run.name: _images(run, here, protocol, split) for run in here}
-    for sha256 in dict.fromkeys(images.values()):
-        same = [run for run in here if images[run.name] == sha256]
-        rows = _rows(same, split, protocol, here)
+    for sha256 in dict.fromkeys(run.images[place] for run in here):
+        same = [run for run in here if run.images[place] == sha256]
+        rows = _rows(same, split, protocol)
         for names in _connected([run.name for run in same], rows):
             members = [run for run in same if run.name in names]
             own = [row for row in rows if row.cells.keys() <= names]
@@ -289,27 +298,7 @@ def _tables(runs: Sequence[Measured], data: str, split: str, protocol: str) -> l
     return found
 
 
-def _images(run: Measured, others: Sequence[Measured], protocol: str, split: str) -> str:
-    """What tells a run's images of a split from others under this protocol: a hash, or that there is none.
-
-    The hash that was recorded is of the pixels that the run was trained on. Runs that were trained on the same kind of
-    pixels are told apart by it; else the images are loaded as they were scored.
-    """
-    if len({other.record["protocol"] for other in others}) == 1 or run.record["protocol"] == protocol:
-        return run.record[f"{split}_sha256"]
-    try:
-        return _hashes_under(run.path, run.run, protocol)[f"{split}_sha256"]
-    except (FailureError, UsageError) as error:
-        return f"unknown, of {run.name}: {error}"
-
-
-@functools.lru_cache(16)
-def _hashes_under(path: Path, run: Run, protocol: str) -> dict[str, Any]:
-    require_same_data(RunFolder.open(path), load_data(run))
-    return load_data(override(run, protocol=protocol)).record()
-
-
-def _rows(runs: Sequence[Measured], split: str, protocol: str, others: Sequence[Measured]) -> list[Row]:
+def _rows(runs: Sequence[Measured], split: str, protocol: str) -> list[Row]:
     found: dict[tuple[str, str, str, int, float | None], dict[str, Cell]] = {}
     for run in runs:
         for metric, e in run.scores[split, protocol].items():
@@ -320,7 +309,7 @@ def _rows(runs: Sequence[Measured], split: str, protocol: str, others: Sequence[
             if beta is not None:
                 words.append(f"beta {beta:g}")
             if metric in _PROBES:
-                words.append(f"train_sha256 {_images(run, others, protocol, 'train')}")
+                words.append(f"train_sha256 {run.fitted[split, protocol]}")
             remark = ", ".join(_OF_THE_RUN.findall(e.protocol))
             cell = Cell(e.value, None if math.isnan(e.stderr) else e.stderr, remark)
             found.setdefault((metric, "; ".join(words), e.unit, e.n, beta), {})[run.name] = cell
@@ -408,13 +397,11 @@ def _why(one: Table, other: Table) -> str:
     depth = _agreement(one, other)
     a, b = ((t.data, f"{t.data} {t.split}", f"{t.data} {t.split}, {t.pixels}")[min(depth, 2)] for t in (one, other))
     ours, theirs = ", ".join(one.runs), ", ".join(other.runs)
-    unknown = next((t.sha256 for t in (one, other) if t.sha256.startswith("unknown")), None)
     cross_entropy = any(CAVEAT in row.protocol for t in (one, other) for row in t.rows)
     reason = [
         "different data sets",
         "different images",
         "a cross-entropy on grey pixels is no likelihood" if cross_entropy else "other pixels are other data",
-        f"whether the images are the same is {unknown}" if unknown else
         f"scored on different images: {one.split}_sha256 differ ({one.sha256[:8]}, {other.sha256[:8]})",
         "no number of the same protocol in common",
     ][depth]  # fmt: skip

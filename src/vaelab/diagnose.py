@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split, unit
-from vaelab.evaluate import annealed, importance, latents
+from vaelab.evaluate import annealed, latents
+from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms
 
@@ -136,9 +138,10 @@ def examine(
     )
     if _gap(symptoms) is None:
         return symptoms
-    settings: dict[str, Any] = {"num_chains": 4, "num_distributions": 50, "rows": ANNEALED_IMAGES}
+    settings: dict[str, Any] = {"num_chains": 4, "num_distributions": 50, "rows": ANNEALED_IMAGES,
+                                "workers": torch.get_num_threads()}  # fmt: skip
     values = [
-        -importance.join([part for _, part in annealed.ais_rows(model, part_of, split, **settings)])["log_px"]
+        -join([part for _, part in annealed.ais_rows(model, part_of, split, **settings)])["log_px"]
         for part_of, split in ((train, "train"), (validation, "validation"))
     ]
     return replace(symptoms, annealed_train=values[0], annealed_validation=values[1])

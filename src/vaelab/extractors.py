@@ -31,7 +31,7 @@ def extractors_for(data: Dataset, bar: Bar, folder: Path | None = None) -> list[
 
 
 def _extractor(data: Dataset, seed: int, bar: Bar, folder: Path) -> Extractor:
-    path = folder / f"{data.name}-{data.record()['train_sha256'][:16]}-v{VERSION}-s{seed}.pt"
+    path = folder / f"{data.name}-{data.sha256('train')[:16]}-v{VERSION}-s{seed}.pt"
     if path.exists():
         saved = load_tensors(path)
         extractor = Extractor(data.shape, saved["classes"])

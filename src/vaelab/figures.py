@@ -25,7 +25,7 @@ from vaelab.models import VAE
 # Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 
-_STYLE: Any = {
+STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
@@ -113,7 +113,7 @@ def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
 
 def loss_curve(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     """Loss and distortion, and the rate beside them, over the epochs, in nats per image."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         _curve(left, history, "loss", "loss", COLOURS[0])
@@ -127,7 +127,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Figu
 
 def training_history(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     """Four panels over the epochs: total loss, reconstruction, KL (with its weight), learning rate."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4), layout="constrained")
         panels = figure.subplots(2, 2).ravel()
         for axes, term, colour, name in zip(
@@ -199,7 +199,7 @@ def comparison(
     rows = max(2 if len(models) == 4 else -(-len(models) // 3), int(2.6 * len(panels) / square))
     columns = -(-len(models) // rows)
     height = max(square * rows + 0.3, 2.6 * len(panels))
-    with mpl.rc_context({**_STYLE, "axes.spines.right": True, "axes.spines.top": True}):
+    with mpl.rc_context({**STYLE, "axes.spines.right": True, "axes.spines.top": True}):
         figure = Figure(figsize=(4.6 + 2.7 * columns, height + (0.3 if title else 0)), layout="constrained")
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[4.6, 2.7 * columns])[0]
         curves = left.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
@@ -265,7 +265,7 @@ def latent_map(
             f"principal component {i + 1} ({r:.0%} of the variance)"
             for i, r in enumerate(pca.explained_variance_ratio_)
         )
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
         groups = [None] if labels is None else list(np.unique(labels))
@@ -335,7 +335,7 @@ def _picture(canvas: NDArray[np.float32], title: str) -> Figure:
     """A figure that shows pixels as they are: 1 is white (MNIST's ink), no interpolation, no axes."""
     height, width = canvas.shape[:2]
     inches = 6.5
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(inches, inches * height / width + 0.5), layout="constrained")
         axes = figure.subplots()
         grey = canvas.shape[2] == 1

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from vaelab.figures import _STYLE, COLOURS
+from vaelab.figures import COLOURS, STYLE
 
 Rows = Sequence[Mapping[str, Any]]
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
@@ -31,7 +31,7 @@ def tuning(rows: Rows, chosen: tuple[int, float] | None = None, *, title: str = 
         chosen: the latent size and beta to mark.
         title: above the panels.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12.5, 4.4), layout="constrained")
         plane, likelihood, active = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
         _plane(plane, rows, chosen)

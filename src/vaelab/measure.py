@@ -16,15 +16,15 @@ from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vaelab import evaluate as measures
 from vaelab.checkpoint import load_tensors, read_json, save_tensors, write_json
+from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName
 from vaelab.errors import UsageError
 from vaelab.evaluate import Estimate, annealed, importance, latents, quality
-from vaelab.evaluate.importance import Rows
+from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
 from vaelab.models import VAE
@@ -32,9 +32,10 @@ from vaelab.progress import Bar
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
 from vaelab.train import load_data, load_model, require_same_data
 
-FORMAT = 2  # of metrics.json
+FORMAT = 3  # of metrics.json
 SAVE_EVERY = 20.0  # seconds between two saves of a long part's values
 CODES = 10_000  # of which the aggregate posterior is made
+WORTH_COMPILING = 5_000_000  # decodes: below a minute of them, the compiler takes longer than it saves
 SIMULATED = 100  # images that bidirectional Monte Carlo brackets
 
 Part = Literal["elbo", "nll", "latents", "reconstruction", "samples", "ais"]
@@ -113,9 +114,19 @@ class Subject:
         """Images of the split."""
         return len(self.data.split(self.plan.split))
 
-    def describe(self, how: str, rows: int | None = None) -> str:
+    @property
+    def images_hash(self) -> str:
+        """Of the images as they are scored."""
+        return self.data.sha256(self.plan.split)
+
+    @property
+    def workers(self) -> int:
+        """Threads that score images side by side."""
+        return torch.get_num_threads() if self.data.train.x.device.type == "cpu" else 1
+
+    def bound_protocol(self, how: str, rows: int | None = None) -> str:
         """The protocol of a bound."""
-        return measures.describe(self.model, self.data, self.plan.split, how, rows)
+        return measures.bound_protocol(self.model, self.data, self.plan.split, how, rows)
 
 
 def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
@@ -146,6 +157,8 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
         for subject, part in jobs:
             bar.begin(_title(subject, part))
             found = MEASURES[part](subject)
+            found["about"] = {**found.get("about", {}), "images_sha256": subject.images_hash,
+                              "train_sha256": subject.data.sha256("train")}  # fmt: skip
             place = content["splits"].setdefault(plan.split, {}).setdefault(subject.data.protocol, {})
             for kind, values in found.items():
                 plain = {name: v.to_json() if isinstance(v, Estimate) else v for name, v in values.items()}
@@ -216,16 +229,21 @@ def _elbo(s: Subject) -> Found:
 
 def _nll(s: Subject) -> Found:
     def rows(first: int) -> Iterator[Rows]:
-        return _importance(s, rows=_rows(s), first_row=first)
+        return _importance(s, rows=_rows(s), first_row=first, compiling=_compiles(s))
 
     values = _drain(s, _nll_key(s), _rows(s), rows)
     precision = ", bf16 products" if _bf16(s) else ""
     return {"metrics": {**importance.summarize(
-        values, s.plan.num_samples, lambda how: s.describe(how + precision, _rows(s)))}}  # fmt: skip
+        values, s.plan.num_samples, lambda how: s.bound_protocol(how + precision, _rows(s)))}}  # fmt: skip
 
 
 def _nll_key(s: Subject) -> str:
     return f"{_key(s)} importance {s.plan.num_samples} {'bf16' if _bf16(s) else 'fp32'}"
+
+
+def _compiles(s: Subject) -> bool:
+    """By what is asked for, not by what is left of it: an evaluation that goes on does as it did."""
+    return _rows(s) * s.plan.num_samples >= WORTH_COMPILING and can_compile(s.data.train.x.device)
 
 
 def _importance(s: Subject, **options: Any) -> Iterator[Rows]:
@@ -233,7 +251,7 @@ def _importance(s: Subject, **options: Any) -> Iterator[Rows]:
         "num_samples": s.plan.num_samples,
         "memory": s.plan.memory,
         "bf16": _bf16(s),
-        "workers": torch.get_num_threads() if s.data.train.x.device.type == "cpu" else 1,
+        "workers": s.workers,
     }
     return importance.importance_rows(s.model, s.data, s.plan.split, **settings | options)
 
@@ -253,13 +271,19 @@ def _ais(s: Subject) -> Found:
 
     key = f"{_key(s)} annealed {a.chains} {a.distributions} {a.start}"
     values = _drain(s, key, size, rows)
-    bounds = annealed.summarize(values, lambda how: s.describe(how, size), **_annealing(s))
+    bounds = annealed.summarize(values, lambda how: s.bound_protocol(how, size), **_annealing(s))
     sampled = s.kept.get(_nll_key(s)).get(f"k={s.plan.num_samples}", np.empty(0))
     if len(sampled) >= size:  # the same images, so that what differs between them does not count
         how = f"AIS less IWAE k={s.plan.num_samples}, paired"
-        bounds["ais_gain"] = Estimate.of(values["log_px"] - sampled[:size], "nats", s.describe(how, size))
+        bounds["ais_gain"] = Estimate.of(values["log_px"] - sampled[:size], "nats", s.bound_protocol(how, size))
     s.bar.begin("bidirectional Monte Carlo on simulated images")
-    return {"metrics": {**bounds, **annealed.bdmc_gap(s.model, num_images=min(SIMULATED, size), **_annealing(s))}}
+    simulated = min(SIMULATED, size)
+
+    def bracketed(first: int) -> Iterator[Rows]:
+        return annealed.bdmc_rows(s.model, num_images=simulated, first_row=first, **_annealing(s))
+
+    brackets = _drain(s, f"simulated {a.chains} {a.distributions} {a.start}", simulated, bracketed)
+    return {"metrics": {**bounds, **annealed.summarize_gap(brackets, **_annealing(s))}}
 
 
 def _annealed(s: Subject, **options: Any) -> Iterator[Rows]:
@@ -273,12 +297,13 @@ def _annealing(s: Subject) -> dict[str, Any]:
         "num_distributions": a.distributions,
         "start": a.start,
         "memory": s.plan.memory,
+        "workers": s.workers,
     }
 
 
 def _latents(s: Subject) -> Found:
     codes = latents.encode(s.model, s.data, s.plan.split, limit=CODES)
-    protocol = s.describe("1 posterior sample", CODES)
+    protocol = measures.protocol_of(s.data, s.plan.split, "1 posterior sample", CODES)
     metrics: dict[str, Any] = {
         "active_units": latents.active_units(codes, protocol),
         "mutual_information": latents.mutual_information(codes, protocol),
@@ -332,12 +357,20 @@ def _nll_seconds(s: Subject) -> float:
 
 def _ais_seconds(s: Subject) -> float:
     a = s.plan.annealing
-    trial, steps = min(16, a.images, s.size), 4
-    started = time.perf_counter()
-    list(_annealed(s, rows=trial, num_distributions=steps))
-    once = (time.perf_counter() - started) / trial * a.distributions / steps
+    trial = min(16, a.images, s.size)
+
+    def seconds(steps: int) -> float:
+        started = time.perf_counter()
+        list(_annealed(s, rows=trial, num_distributions=steps))
+        return time.perf_counter() - started
+
+    # Two lengths: what a step takes, without what goes before the first.
+    short, long = 4, 8
+    begin = seconds(short)
+    step = max(seconds(long) - begin, 0.0) / (long - short)
     # The gap's simulated images go forward and back.
-    return once * (min(a.images, s.size) + 2 * min(SIMULATED, a.images, s.size))
+    images = min(a.images, s.size) + 2 * min(SIMULATED, a.images, s.size)
+    return (begin + step * (a.distributions - short)) * images / trial
 
 
 SECONDS: dict[str, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _ais_seconds}
@@ -345,10 +378,10 @@ SECONDS: dict[str, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _a
 
 def _key(s: Subject) -> str:
     """What the values of rows depend on, besides the weights."""
-    return f"{s.plan.split} {s.data.protocol} {s.data.record()[f'{s.plan.split}_sha256'][:16]}"
+    return f"{s.plan.split} {s.data.protocol} {s.images_hash[:16]}"
 
 
-def _drain(s: Subject, key: str, size: int, rows: Callable[[int], Iterator[Rows]]) -> dict[str, NDArray[np.float64]]:
+def _drain(s: Subject, key: str, size: int, rows: Callable[[int], Iterator[Rows]]) -> Values:
     """The values of the first ``size`` rows: those that are kept, and the rest computed, shown and kept."""
     parts = [s.kept.get(key)]
     done, saved = _length(parts[0]), time.monotonic()
@@ -359,15 +392,15 @@ def _drain(s: Subject, key: str, size: int, rows: Callable[[int], Iterator[Rows]
             done = piece.stop
             s.bar.advance(done, size)
             if time.monotonic() - saved > SAVE_EVERY:
-                s.kept.put(key, importance.join([part for part in parts if part]))
+                s.kept.put(key, join([part for part in parts if part]))
                 saved = time.monotonic()
     finally:
-        values = importance.join([part for part in parts if part]) if any(parts) else {}
+        values = join([part for part in parts if part]) if any(parts) else {}
         s.kept.put(key, values)
     return {name: value[:size] for name, value in values.items()}
 
 
-def _length(values: dict[str, NDArray[np.float64]]) -> int:
+def _length(values: Values) -> int:
     return min((len(value) for value in values.values()), default=0)
 
 
@@ -388,11 +421,11 @@ class Kept:
             if content.get("weights") == weights and content.get("format") == FORMAT:
                 self._content = content["values"]
 
-    def get(self, key: str) -> dict[str, NDArray[np.float64]]:
+    def get(self, key: str) -> Values:
         """The values under this key; empty if there are none."""
         return {name: value.numpy() for name, value in self._content.get(key, {}).items()}
 
-    def put(self, key: str, values: dict[str, NDArray[np.float64]]) -> None:
+    def put(self, key: str, values: Values) -> None:
         """Keep these values in place of those under this key."""
         if _length(values) <= _length(self.get(key)):
             return

@@ -167,8 +167,7 @@ class VAE(nn.Module):
         """
         qz = self.posterior(x, y)
         z, log_density = cast(Posterior, qz).rsample_and_log_prob((num_samples,), noise, stop=stop_qz)
-        log_px = self.likelihood(z, y).log_prob(x)
-        return Draw((z,), log_px, x.new_zeros(x.shape[0]), qz, self.prior(y), log_density)
+        return Draw((z,), self.log_px(x, z, y), x.new_zeros(x.shape[0]), qz, self.prior(y), log_density)
 
     def prior(self, y: Tensor | None = None) -> Distribution:
         """p(z), of event shape (D,): scores latents and samples them."""
@@ -186,6 +185,12 @@ class VAE(nn.Module):
         _refuse_labels(y)
         params = cast(Decoder, self.decoder)(z.reshape(-1, z.shape[-1]))
         return cast(Likelihood, self.likelihood_head)(params.reshape(*z.shape[:-1], *params.shape[1:]))
+
+    def log_px(
+        self, x: Float[Tensor, "B C H W"], z: Float[Tensor, "K B D"], y: Tensor | None = None
+    ) -> Float[Tensor, "K B"]:
+        """Score images under latents: log p(x|z) in nats, the work of a draw (see ``compiling.compiled_log_px``)."""
+        return self.likelihood(z, y).log_prob(x)
 
     @property
     def is_density(self) -> Callable[..., bool]:

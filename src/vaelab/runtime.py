@@ -180,8 +180,8 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "
     return torch.randperm(size, generator=generator(seed, "order", epoch)).to(device)
 
 
-def reseed_dropout(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
-    """Reseed torch's global generator for one step: dropout takes its masks from there and accepts no other."""
+def reseed(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
+    """Reseed torch's global generator: dropout and torch's distributions draw from there and accept no other."""
     state = _derived_seed(seed, "dropout", step, rank)
     # Not torch.manual_seed: it also queues a call, with a formatted stack trace, for each backend that is not in use.
     if device.type == "cuda":
@@ -213,10 +213,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 here: a GPU with bf16, or an x86 CPU with AMX."""
+    """Whether bf16 matrix products are faster than fp32 here: a GPU with bf16, or an x86 CPU with units for them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and "amx_bf16" in _cpu_flags()
+    return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
 
 
 def resolve_precision(requested: Precision, device: torch.device, bf16_gap: float | None) -> Literal["fp32", "bf16"]:

@@ -24,7 +24,7 @@ from vaelab.errors import NotFiniteError
 from vaelab.models import VAE
 from vaelab.networks import Decoder, initialise
 from vaelab.objectives import Group, Loss, elbo_terms
-from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed_dropout, resolve_precision
+from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed, resolve_precision
 from vaelab.specs import Shape
 
 log = logging.getLogger("vaelab")
@@ -107,7 +107,7 @@ class Trainer:
         if self.data.protocol == "dynamic":
             batch = binarize_batch(batch, noise)
         if self.has_dropout:
-            reseed_dropout(self.run.training.seed, self.step, self.device)
+            reseed(self.run.training.seed, self.step, self.device)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         losses = objective.losses(self.model, self.networks, batch, noise)
         norms = [self.zero]

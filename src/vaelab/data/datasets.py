@@ -99,6 +99,16 @@ class Dataset:
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
 
+    @property
+    def pixels(self) -> str:
+        """What was done to the pixels, in the words of a protocol."""
+        return {
+            "grey": "binary pixels" if self.binary else "grey pixels",
+            "dynamic": "dynamic binarization (fixed draw)",
+            "static": "static binarization",
+            "threshold": "threshold binarization",
+        }[self.protocol]
+
     def split(self, name: str) -> Split:
         """The split of this name.
 
@@ -130,9 +140,13 @@ class Dataset:
         """The same data on another device."""
         return replace(self, **{name: self.split(name).to(device) for name in SPLITS})
 
+    def sha256(self, name: str) -> str:
+        """The hash of a split's images, all bytes in order."""
+        return hashlib.sha256(np.ascontiguousarray(self.split(name).x.cpu().numpy()).tobytes()).hexdigest()
+
     def record(self) -> dict[str, Any]:
         """What must stand beside every number: sizes, pixels, and hashes of the images as they are scored."""
-        hashes = {f"{name}_sha256": _sha256(self.split(name).x) for name in SPLITS}
+        hashes = {f"{name}_sha256": self.sha256(name) for name in SPLITS}
         sizes = {name: len(self.split(name)) for name in SPLITS}
         return {"data": self.name, "protocol": self.protocol, **sizes, "shape": list(self.shape), **hashes}
 
@@ -240,7 +254,3 @@ def _count(size: float, total: int, flag: str) -> int:
 
 def _take(images: Images, rows: NDArray[np.int64]) -> Images:
     return replace(images, x=images.x[rows], y=None if images.y is None else images.y[rows])
-
-
-def _sha256(x: Tensor) -> str:
-    return hashlib.sha256(np.ascontiguousarray(x.cpu().numpy()).tobytes()).hexdigest()

@@ -8,25 +8,25 @@ Shapes: N data set, B images at a time, C chains per image, M = C * B, D latent 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError, did_you_mean
-from vaelab.evaluate.elbo import describe
-from vaelab.evaluate.estimate import Estimate, evaluating
-from vaelab.evaluate.importance import Rows, decode_bytes, effective_sample_size, join
+from vaelab.evaluate.elbo import bound_protocol
+from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.importance import effective_sample_size
+from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import RowNoise, generator, reseed_dropout
+from vaelab.runtime import RowNoise, generator, reseed
 from vaelab.samplers import Annealed, annealed_importance_sampling, pilot_step_sizes, sigmoid_schedule
 
 Start = Literal["encoder", "prior"]
@@ -40,6 +40,7 @@ _CHUNK = 25  # transitions whose noise is drawn at once
 # MKL takes other ways for products of one to three rows, and rounds otherwise: blocks are filled up to four images.
 _LEAST = 4
 _MADE = "that the model made"
+_GLOBAL_GENERATOR = threading.Lock()
 
 
 def ais_rows(
@@ -54,6 +55,7 @@ def ais_rows(
     rows: int | None = None,
     first_row: int = 0,
     memory: int = 2**30,
+    workers: int = 1,
 ) -> Iterator[Rows]:
     r"""Anneal a split, a few images at a time, so that a caller can show progress, save and go on later.
 
@@ -61,10 +63,10 @@ def ais_rows(
     Carlo, with step sizes from a pilot run of two other chains. The mean of their weights is p(x) in expectation, so
     :math:`\log \frac1C \sum_c w_c` is a lower bound on log p(x) in expectation, closer with more T and C.
 
-    Noise belongs to the rows: neither the memory nor where it was gone on changes a number, as long as a row of a
-    product rounds the same whatever the rows beside it, as in MKL from four rows on. Where it does not (as on GPUs it
-    may not), chains part in time, as trajectories multiply the last bit: each number is then another draw of the same
-    estimate.
+    Noise belongs to the rows: neither the memory, the workers nor where it was gone on changes a number, as long as a
+    row of a product rounds the same whatever the rows beside it, as in MKL from four rows on. Where it does not (as on
+    GPUs it may not), chains part in time, as trajectories multiply the last bit: each number is then another draw of
+    the same estimate.
 
     Args:
         model: the trained model.
@@ -76,7 +78,8 @@ def ais_rows(
         num_leapfrog: leapfrog steps a transition, a gradient each.
         rows: only the first so many images of the split; None: all.
         first_row: where to begin.
-        memory: bytes that activations may take; four images at a time are the least.
+        memory: bytes that activations may take, all workers together; four images at a time are the least.
+        workers: threads that anneal images side by side on a CPU, each with one thread for its products.
 
     Returns:
         Rows of the split, with ``log_px`` (the bound, in nats), ``ess`` (of the C weights) and ``acceptance`` (the
@@ -96,10 +99,11 @@ def ais_rows(
     """
     annealing = _Annealing(model, start, num_chains, num_distributions, num_leapfrog, EVALUATION_SEED)
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
-    return (
-        (piece, annealing.score(data.scored(split, piece).x, piece, f"of the {split} split"))
-        for piece in annealing.pieces(first_row, size, memory)
-    )
+
+    def score(piece: slice) -> Values:
+        return annealing.score(data.scored(split, piece).x, piece, f"of the {split} split")
+
+    return in_pieces(model, annealing.pieces(first_row, size, memory, workers), score, workers)
 
 
 def annealed(
@@ -116,12 +120,10 @@ def annealed(
         ``nll_ais``, ``ais_ess`` (in chains) and ``ais_acceptance``.
     """
     values = join([part for _, part in ais_rows(model, data, split, rows=rows, **options)])
-    return summarize(values, lambda how: describe(model, data, split, how, rows), **options)
+    return summarize(values, lambda how: bound_protocol(model, data, split, how, rows), **options)
 
 
-def summarize(
-    values: dict[str, NDArray[np.float64]], protocol: Callable[[str], str], **options: Any
-) -> dict[str, Estimate]:
+def summarize(values: Values, protocol: Callable[[str], str], **options: Any) -> dict[str, Estimate]:
     """Estimates from the values of all rows, as ``ais_rows`` yields them with these options.
 
     Args:
@@ -148,6 +150,7 @@ def bdmc_rows(
     seed: int = 0,
     first_row: int = 0,
     memory: int = 2**30,
+    workers: int = 1,
 ) -> Iterator[Rows]:
     r"""Bracket log p(x) of images that the model itself makes (bidirectional Monte Carlo), a few at a time.
 
@@ -157,7 +160,7 @@ def bdmc_rows(
     Args:
         model: the trained model.
         num_images: how many images to make: the first ones are the same for any number.
-        num_chains, num_distributions, start, num_leapfrog, first_row, memory: as in ``ais_rows``.
+        num_chains, num_distributions, start, num_leapfrog, first_row, memory, workers: as in ``ais_rows``.
         seed: of the images and the chains.
 
     Returns:
@@ -171,7 +174,7 @@ def bdmc_rows(
         https://arxiv.org/abs/1511.02543
     """
     annealing = _Annealing(model, start, num_chains, num_distributions, num_leapfrog, seed)
-    return ((piece, annealing.bracket(piece)) for piece in annealing.pieces(first_row, num_images, memory))
+    return in_pieces(model, annealing.pieces(first_row, num_images, memory, workers), annealing.bracket, workers)
 
 
 def bdmc_gap(model: VAE, *, num_images: int = 100, **options: Any) -> dict[str, Estimate]:
@@ -185,13 +188,17 @@ def bdmc_gap(model: VAE, *, num_images: int = 100, **options: Any) -> dict[str, 
     Returns:
         ``bdmc_lower``, ``bdmc_upper`` and ``bdmc_gap``.
     """
-    values = join([part for _, part in bdmc_rows(model, num_images=num_images, **options)])
+    return summarize_gap(join([part for _, part in bdmc_rows(model, num_images=num_images, **options)]), **options)
+
+
+def summarize_gap(values: Values, **options: Any) -> dict[str, Estimate]:
+    """Estimates from the bounds of all rows, as ``bdmc_rows`` yields them with these options."""
     protocol = (
-        f"{num_images:,} images simulated from the model, {_how(**options)}, forward and back: it brackets log p(x) of "
-        "simulated data, and only indicates the error on real data"
+        f"{len(values['lower']):,} images simulated from the model, {_how(**options)}, forward and back: it brackets "
+        "log p(x) of simulated data, and only indicates the error on real data"
     )
-    values["gap"] = values["upper"] - values["lower"]
-    return {f"bdmc_{name}": Estimate.of(values[name], "nats", protocol) for name in ("lower", "upper", "gap")}
+    bounds = {"lower": values["lower"], "upper": values["upper"], "gap": values["upper"] - values["lower"]}
+    return {f"bdmc_{name}": Estimate.of(bound, "nats", protocol) for name, bound in bounds.items()}
 
 
 def _how(
@@ -229,34 +236,34 @@ class _Annealing:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def pieces(self, first: int, size: int, memory: int) -> list[slice]:
-        """The rows from ``first`` on, as many at a time as fit."""
+    def pieces(self, first: int, size: int, memory: int, workers: int) -> list[slice]:
+        """The rows from ``first`` on, as many at a time as fit, and leave no worker idle."""
         most = _CPU_CHAINS if self.device.type == "cpu" else _GPU_CHAINS
-        chains = min(most, memory // (_BACKWARD * decode_bytes(self.model)))
-        images = max(_LEAST, chains // self.num_chains)
+        chains = min(most, memory // (workers * _BACKWARD * decode_bytes(self.model)))
+        images = max(_LEAST, min(chains // self.num_chains, -(-(size - first) // workers)))
         return [slice(begin, min(begin + images, size)) for begin in range(first, size, images)]
 
-    def score(self, x: Tensor, rows: slice, where: str) -> dict[str, Any]:
+    @torch.no_grad()
+    def score(self, x: Tensor, rows: slice, where: str) -> Values:
         """The bound of each image, with the weights' ESS and the acceptance; each (B,)."""
-        with evaluating(self.model):
-            images = torch.arange(max(len(x), _LEAST), device=x.device).clamp(max=len(x) - 1)
-            target = _Target(self.model, x[images], self.start, rows.start, where)
-            z = target.start_chains(self.num_chains, self._seed("forward"))
-            result = self._anneal(target, z, self._step_sizes(target), "forward")
+        images = torch.arange(max(len(x), _LEAST), device=x.device).clamp(max=len(x) - 1)
+        target = _Target(self.model, x[images], self.start, rows.start, where)
+        z = target.start_chains(self.num_chains, self._seed("forward"))
+        result = self._anneal(target, z, self._step_sizes(target), "forward")
         log_w, acceptance = (values.unflatten(0, (self.num_chains, -1)) for values in (result.log_w, result.acceptance))
         values = {"log_px": log_mean_exp(log_w), "ess": effective_sample_size(log_w), "acceptance": acceptance.mean(0)}
         return {name: value[: len(x)].numpy() for name, value in values.items()}
 
-    def bracket(self, rows: slice) -> dict[str, Any]:
+    @torch.no_grad()
+    def bracket(self, rows: slice) -> Values:
         """The bounds of images that the model makes; each (B,)."""
-        with evaluating(self.model):
-            filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
-            exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
-            target = _Target(self.model, x, self.start, rows.start, _MADE)
-            eps = self._step_sizes(target)
-            forward = target.start_chains(self.num_chains, self._seed("forward"))
-            lower = self._anneal(target, forward, eps, "forward").log_w
-            upper = self._anneal(target, exact.expand(self.num_chains, -1, -1), eps, "reverse").log_w
+        filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
+        exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
+        target = _Target(self.model, x, self.start, rows.start, _MADE)
+        eps = self._step_sizes(target)
+        forward = target.start_chains(self.num_chains, self._seed("forward"))
+        lower = self._anneal(target, forward, eps, "forward").log_w
+        upper = self._anneal(target, exact.expand(self.num_chains, -1, -1), eps, "reverse").log_w
         bounds = {"lower": log_mean_exp(lower.unflatten(0, (self.num_chains, -1))),
                   "upper": -log_mean_exp(upper.unflatten(0, (self.num_chains, -1)))}  # fmt: skip
         return {name: bound[: rows.stop - rows.start].numpy() for name, bound in bounds.items()}
@@ -393,9 +400,10 @@ def _not_finite(name: str, row: int, where: str) -> FailureError:
 def _seeded(seed: int, row: int, device: torch.device) -> Generator[None]:
     """Let torch's distributions draw the numbers of one row, and leave the global generator as it was.
 
-    They sample from it, and accept no other.
+    They sample from it, and accept no other: one thread at a time.
     """
     accelerator = device.type != "cpu"
-    with torch.random.fork_rng([device] if accelerator else [], device_type=device.type if accelerator else "cuda"):
-        reseed_dropout(seed, row, device)
+    devices, kind = ([device], device.type) if accelerator else ([], "cuda")
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices, device_type=kind):
+        reseed(seed, row, device)
         yield

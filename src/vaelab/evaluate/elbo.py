@@ -34,7 +34,7 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
     batch_size = max(1, min(BATCH, 10_000 // num_samples))
     with evaluating(model):
         distortion, rate = elbo_terms(model, data.batches(split, batch_size), num_samples)
-    protocol = describe(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
+    protocol = bound_protocol(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
     if run.objective.beta != 1:
         values["objective"] = run.objective.at(math.inf).weigh(distortion, rate)
@@ -45,23 +45,27 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
     return estimates
 
 
-def describe(model: VAE, data: Dataset, split: str, how: str, rows: int | None = None) -> str:
-    """The protocol of a bound in words, with a warning where it bounds no likelihood.
+def protocol_of(data: Dataset, split: str, how: str, rows: int | None = None) -> str:
+    """The protocol of a number in words: which images, what was done to their pixels, how it was estimated.
 
     Args:
-        model, data, split: what was scored.
+        data, split: what was scored.
         how: by which estimator.
         rows: how many images, where it is the first of the split alone.
     """
-    pixels = {
-        "grey": "binary pixels" if data.binary else "grey pixels",
-        "dynamic": "dynamic binarization (fixed draw)",
-        "static": "static binarization",
-        "threshold": "threshold binarization",
-    }[data.protocol]
     first = f" (first {rows:,} images)" if rows is not None and rows < len(data.split(split)) else ""
+    return f"{data.name} {split}{first}, {data.pixels}, {how}"
+
+
+def bound_protocol(model: VAE, data: Dataset, split: str, how: str, rows: int | None = None) -> str:
+    """The protocol of a bound on log p(x), with a warning where it bounds no likelihood.
+
+    Args:
+        model: whose likelihood it is.
+        data, split, how, rows: see ``protocol_of``.
+    """
     caveat = "" if model.is_density(binary_data=data.binary) else ", cross-entropy: not a likelihood"
-    return f"{data.name} {split}{first}, {pixels}, {how}{caveat}"
+    return protocol_of(data, split, how, rows) + caveat
 
 
 def grey_floor(split: Split) -> float:

@@ -5,27 +5,22 @@ Shapes: N data set, B images at a time, S samples per image, k samples per bound
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from vaelab.compiling import compiled_log_px
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError
-from vaelab.evaluate.elbo import describe
+from vaelab.evaluate.elbo import bound_protocol
 from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join
 from vaelab.models import VAE
 from vaelab.runtime import RowNoise, SampleNoise
-
-Rows = tuple[slice, dict[str, NDArray[np.float64]]]  # which rows of the split, and values of each, (B,)
 
 # Decodes at a time where memory allows more: what stays in a core's cache, and what fills a GPU.
 _CPU_DECODES, _GPU_DECODES = 1000, 65_536
@@ -86,6 +81,7 @@ def importance_rows(
     memory: int = 2**30,
     bf16: bool = False,
     workers: int = 1,
+    compiling: bool = False,
 ) -> Iterator[Rows]:
     """Importance-sample a split, a few images at a time, so that a caller can show progress, save and go on later.
 
@@ -101,8 +97,10 @@ def importance_rows(
         memory: bytes that the activations may take, all workers together.
         bf16: take the decoder's products in bf16; weights, softplus and sums stay in fp32.
         workers: threads that score images side by side on a CPU, each with one thread for its products.
+        compiling: compile log p(x|z) first (see ``can_compile``): some ten seconds that long work earns back. Numbers
+            change by rounding.
 
-    Yields:
+    Returns:
         Rows of the split, with ``k=1``, ``k=10``, ... (the bound on log p(x) in nats) and ``ess`` of each.
 
     Raises:
@@ -119,16 +117,13 @@ def importance_rows(
         raise UsageError(f"--memory {memory}: one image alone takes {workers * decode_bytes(model)} bytes to decode")
     images = max(1, decodes // num_samples)
     pieces = [slice(start, min(start + images, size)) for start in range(first_row, size, images)]
-    training = model.training
-    model.eval()
-    try:
-        if workers == 1:
-            for piece in pieces:
-                yield piece, scorer.score(piece, decodes)
-        else:
-            yield from _side_by_side(scorer, pieces, decodes, workers)
-    finally:
-        model.train(training)
+    found = in_pieces(model, pieces, lambda piece: scorer.score(piece, decodes), workers)
+    return _compiling(model, found) if compiling else found
+
+
+def _compiling(model: VAE, rows: Iterator[Rows]) -> Iterator[Rows]:
+    with compiled_log_px(model):
+        yield from rows
 
 
 def nll(
@@ -147,17 +142,10 @@ def nll(
     """
     parts = importance_rows(model, data, split, num_samples=num_samples, rows=rows, **options)
     values = join([part for _, part in parts])
-    return summarize(values, num_samples, lambda how: describe(model, data, split, how, rows))
+    return summarize(values, num_samples, lambda how: bound_protocol(model, data, split, how, rows))
 
 
-def join(parts: list[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
-    """The values of all rows, of those of pieces."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def summarize(
-    values: dict[str, NDArray[np.float64]], num_samples: int, protocol: Callable[[str], str]
-) -> dict[str, Estimate]:
+def summarize(values: Values, num_samples: int, protocol: Callable[[str], str]) -> dict[str, Estimate]:
     """Estimates from the values of all rows, as ``importance_rows`` yields them.
 
     Args:
@@ -172,26 +160,6 @@ def summarize(
     return {**found, "ess": ess}
 
 
-def decode_bytes(model: VAE) -> int:
-    """Bytes of activations that decoding one latent vector and scoring its image takes, measured on the networks."""
-    total = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal total
-        total += output.numel() if isinstance(output, Tensor) else 0
-
-    leaves = [module for module in model.decoder.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(count) for module in leaves]
-    try:
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model.decoder(torch.zeros(1, model.latent_dim, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return 4 * (total + 2 * math.prod(model.shape))
-
-
 @final
 @dataclass(frozen=True)
 class _Scorer:
@@ -203,7 +171,7 @@ class _Scorer:
     num_samples: int
     bf16: bool
 
-    def score(self, rows: slice, decodes: int) -> dict[str, NDArray[np.float64]]:
+    def score(self, rows: slice, decodes: int) -> Values:
         """Bounds and effective sample size of these rows."""
         device = self.data.train.x.device
         batch = self.data.scored(self.split, rows)
@@ -224,24 +192,3 @@ class _Scorer:
             )
         values = {f"k={k}": bound for k, bound in iwae_bounds(log_w).items()}
         return {name: value.cpu().numpy() for name, value in {**values, "ess": effective_sample_size(log_w)}.items()}
-
-
-def _side_by_side(scorer: _Scorer, pieces: list[slice], decodes: int, workers: int) -> Iterator[Rows]:
-    """Score pieces on several threads, in order: a core to each image beats all cores on one small product."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    running: deque[tuple[slice, Future[dict[str, NDArray[np.float64]]]]] = deque()
-    waiting = iter(pieces)
-    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
-    try:
-        for piece in waiting:
-            running.append((piece, pool.submit(scorer.score, piece, decodes)))
-            if len(running) > 2 * workers:
-                piece, result = running.popleft()
-                yield piece, result.result()
-        while running:
-            piece, result = running.popleft()
-            yield piece, result.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)

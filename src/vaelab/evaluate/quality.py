@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vaelab.data.datasets import BATCH, Dataset
 from vaelab.errors import FailureError, UsageError
+from vaelab.evaluate.elbo import protocol_of
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.evaluate.features import NUM_FEATURES, Extractor, features, weights_hash
 from vaelab.models import VAE
@@ -60,7 +61,7 @@ def reconstruction(model: VAE, data: Dataset, split: str = "test") -> dict[str, 
             ratios.append(_psnr(*pair))
             similarities.append(_ssim(*pair))
     psnr = np.concatenate(ratios)
-    protocol = f"{data.name} {split}, {_pixels(data)}, mean of p(x|z) at the mean of q(z|x)"
+    protocol = protocol_of(data, split, "mean of p(x|z) at the mean of q(z|x)")
     capped = int((psnr == MAX_PSNR).sum())
     note = f", {capped:,} images at or above {MAX_PSNR:g} dB counted as {MAX_PSNR:g} dB" if capped else ""
     return {
@@ -277,7 +278,7 @@ def sample_scores(
     generated = _embed(extractors, _samples(model, count, seed))
     pairs = list(zip(real, generated, strict=True))
     covered = np.array([precision_recall(*pair) for pair in pairs])
-    against = f"against {count:,} images of {data.name} {split}, {_pixels(data)} at native size, seed {seed}"
+    against = f"against {count:,} images of {data.name} {split}, {data.pixels} at native size, seed {seed}"
     extracted = f"mean and s.d. over {len(hashes)} extractors ({', '.join(hashes)})"
     return SampleScores(
         frechet=np.array([frechet(*pair) for pair in pairs]),
@@ -334,9 +335,3 @@ def _chosen(data: Dataset, split: str, count: int, seed: int) -> Tensor:
     chosen[torch.randperm(size, generator=generator(seed, "images", split))[:count]] = True
     batches = zip(data.batches(split, BATCH), chosen.split(BATCH), strict=True)
     return torch.cat([batch.x[wanted.to(batch.x.device)] for (batch, _), wanted in batches])
-
-
-def _pixels(data: Dataset) -> str:
-    if data.protocol == "grey":
-        return "binary pixels" if data.binary else "grey pixels"
-    return f"pixels binarized ({data.protocol})"

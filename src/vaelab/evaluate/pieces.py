@@ -1,0 +1,91 @@
+"""Scoring a few images at a time: what takes long can be shown, kept and gone on with, and fills every core.
+
+Shapes: B images of a piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vaelab.models import VAE
+
+Values = dict[str, NDArray[np.float64]]
+"""Values of some images by name, each (B,)."""
+
+Rows = tuple[slice, Values]
+"""Which images, and their values."""
+
+
+def in_pieces(model: VAE, pieces: list[slice], score: Callable[[slice], Values], workers: int = 1) -> Iterator[Rows]:
+    """Score pieces in order, with the model in evaluation mode meanwhile.
+
+    Args:
+        model: what ``score`` measures.
+        pieces: which images each.
+        score: the values of a piece. With several workers it is called from their threads: it draws no number from
+            torch's global generator, and leaves the model's mode alone.
+        workers: threads that score pieces side by side on a CPU. Each has one thread for its products: a core to each
+            piece beats all cores on one small product.
+    """
+    training, before = model.training, torch.get_num_threads()
+    model.eval()
+    try:
+        if workers == 1:
+            yield from ((piece, score(piece)) for piece in pieces)
+        else:
+            torch.set_num_threads(1)
+            yield from _side_by_side(pieces, score, workers)
+    finally:
+        torch.set_num_threads(before)
+        model.train(training)
+
+
+def _side_by_side(pieces: list[slice], score: Callable[[slice], Values], workers: int) -> Iterator[Rows]:
+    running: deque[tuple[slice, Future[Values]]] = deque()
+    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+    try:
+        for piece in pieces:
+            running.append((piece, pool.submit(score, piece)))
+            # A few wait in the queue, that no worker ever does; not all, as a caller may stop early.
+            if len(running) > 2 * workers:
+                done, values = running.popleft()
+                yield done, values.result()
+        while running:
+            done, values = running.popleft()
+            yield done, values.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def join(parts: list[Values]) -> Values:
+    """The values of all rows, of those of pieces."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def decode_bytes(model: VAE) -> int:
+    """Bytes of activations that decoding one latent vector and scoring its image takes, measured on the networks."""
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in model.decoder.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            model.decoder(torch.zeros(1, model.latent_dim, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 4 * (total + 2 * math.prod(model.shape))
