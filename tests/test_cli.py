@@ -332,3 +332,23 @@ def test_a_damaged_run_is_named(run, tmp_path, name, damage, message, capsys):
     (copy / name).write_bytes(damage((copy / name).read_bytes()))
     assert main(["sample", str(copy)]) in (1, 2)
     assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train mlp --epochs 1.5", "--epochs: '1.5' is not a whole number; vaelab train mlp --help says more"),
+        ("train mlp --beta much", "--beta: 'much' is not a number; vaelab train mlp --help says more"),
+        ("train mlp --protocol gray", "invalid choice 'gray' for argument '--protocol'"),
+        ("train mlp --epochs", "Missing value for argument '--epochs'"),
+        ("evaluate", "Missing from vaelab evaluate: RUN"),
+        ("evaluate run --num-samples many", "--num-samples: 'many' is not a whole number; vaelab evaluate --help"),
+        ("evaluate run more", "Unrecognized options: more"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_line(command, message, capsys):
+    assert main(command.split()) == 2
+    found = capsys.readouterr()
+    (line,) = found.err.splitlines()
+    assert line.startswith(f"vaelab: {message}")
+    assert found.out == ""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from vaelab import __version__
-from vaelab.cli.common import refuse_unknown_flags
+from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.measuring import evaluate
@@ -79,7 +80,12 @@ def _dispatch(arguments: list[str]) -> int:
         parameters = inspect.signature(command).parameters.values()
         flags = [p.name.replace("_", "-") for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
         refuse_unknown_flags(rest, {f"--{flag}" for flag in (*flags, "help")})
-        tyro.cli(command, args=rest, prog=f"vaelab {name}", config=(FlagCreatePairsOff,))
+
+        @functools.wraps(command)
+        def later(*args: Any, **options: Any) -> Callable[[], None]:  # parsing and working complain in different ways
+            return functools.partial(command, *args, **options)
+
+        parse(later, rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
     return 0
 
 

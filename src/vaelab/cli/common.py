@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from vaelab.data import Dataset
     from vaelab.models import VAE
 
+T = TypeVar("T")
 RunPath = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="a run folder")]
 Output = Annotated[Path | None, tyro.conf.arg(help="the file to write; default: one in the run folder")]
 
@@ -26,6 +31,38 @@ def refuse_unknown_flags(arguments: Sequence[str], known: set[str]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             raise UsageError(f"no flag {flag}{did_you_mean(flag, known)}")
+
+
+def parse(what: Callable[..., T], arguments: Sequence[str], prog: str, **options: Any) -> T:
+    """``tyro.cli``, with one line where it prints a box.
+
+    Raises:
+        UsageError: if a value has the wrong type, or one that is needed is missing.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(what, args=list(arguments), prog=prog, **options)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        # Below its title, between rules (with a frame around it where the encoding has one), is the message.
+        below = (line.strip("│| ") for line in box.getvalue().splitlines()[1:])
+        message = itertools.takewhile(_says, itertools.dropwhile(lambda line: not _says(line), below))
+        raise UsageError(f"{_plain(' '.join(message))}; {prog} --help says more") from None
+
+
+def _says(line: str) -> bool:
+    return bool(line.strip("─-"))
+
+
+def _plain(text: str) -> str:
+    """What tyro says, in words for those who give flags and not types."""
+    text = re.sub(r"^Error parsing (\S+): (.*)$", r"\1: \2", text).rstrip(".")
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
+    text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+    text = re.sub(r"no type matching \{None\}\|(\S+) could be instantiated from \[('.*')\]", r"\2 is not \1", text)
+    return re.sub(r"is not INT", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
 
 
 def config(run: Path) -> Run:

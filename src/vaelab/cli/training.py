@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vaelab.cli.common import refuse_unknown_flags
+from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import FailureError, UsageError
 from vaelab.recipes import RECIPES, recipe
@@ -147,11 +147,7 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
-    parsed = tyro.cli(
-        flags,
-        args=list(arguments),
-        prog=f"vaelab train {run.recipe}",
-        description=f"{entry.title} (source: {entry.source})",
-    )
+    description = f"{entry.title} (source: {entry.source})"
+    parsed = parse(flags, arguments, f"vaelab train {run.recipe}", description=description)
     changes = {name: getattr(parsed, name) for name, leaf in leaves.items() if getattr(parsed, name) != leaf.value}
     return override(run, **changes), parsed.out, parsed.resume
