@@ -1,7 +1,7 @@
 """Run ``vaelab`` and die by SIGKILL: ``killed.py WHERE ARGUMENTS...``.
 
-WHERE is ``step:N`` (in the middle of step N, gradients taken and weights not stepped) or ``write:N`` (in the N-th write
-of ``last.pt``, the temporary file written and not renamed).
+WHERE is ``step:N`` (in the middle of step N, gradients taken and weights not stepped), ``rank1:N`` (the same, of several
+processes the second alone) or ``write:N`` (in the N-th write of ``last.pt``, the temporary file written and not renamed).
 """
 
 import os
@@ -28,6 +28,11 @@ def kill_in_step(number):
     trainer.Trainer._descend = descend
 
 
+def kill_rank1_in_step(number):
+    if os.environ["RANK"] == "1":
+        kill_in_step(number)
+
+
 def kill_in_write(number):
     original, seen = os.replace, [0]
 
@@ -43,5 +48,5 @@ def kill_in_write(number):
 
 if __name__ == "__main__":
     where, count = sys.argv[1].split(":")
-    {"step": kill_in_step, "write": kill_in_write}[where](int(count))
+    {"step": kill_in_step, "rank1": kill_rank1_in_step, "write": kill_in_write}[where](int(count))
     sys.exit(main(sys.argv[2:]))

@@ -8,7 +8,7 @@ import vaelab
 ROOT = Path(vaelab.__file__).parent
 
 LAYERS = [
-    {"errors", "schedules", "runtime", "divergences", "specs", "samplers"},
+    {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
     {"networks", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
     {"compiling", "config", "checkpoint", "folder", "data", "progress", "trainer", "train"},

@@ -144,4 +144,4 @@ def elbo_terms(
             draw = model.draw(batch.x, num_samples=num_samples, noise=noise)
             distortions.append((-draw.log_px).mean(0).cpu().double().numpy())
             rates.append(draw.kl.sum(0).cpu().double().numpy())
-    return np.concatenate(distortions), np.concatenate(rates)
+    return np.concatenate([np.empty(0), *distortions]), np.concatenate([np.empty(0), *rates])

@@ -21,6 +21,7 @@ import torch
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import NAMED, Reading
+from vaelab.distributed import leads, team
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.models import VAE
@@ -93,12 +94,15 @@ def fit(
     if folder is not None and resume:
         run = folder.reconcile(run)
     device = resolve_device(run.training.device)
-    with threads(run.training.threads), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with threads(run.training.threads), generators, team(device) as together:
         dataset = data if isinstance(data, Dataset) else load_data(run)
-        trainer = Trainer(run, dataset.to(device), device)
+        trainer = Trainer(run, dataset.to(device), device, together)
         if folder is not None:
             _prepare(folder, trainer, resume)
-        with display or contextlib.nullcontext(), interruptions(enabled=folder is not None) as interrupted:
+        if not together.leads:
+            folder, display, on_epoch_end = None, None, ()
+        with display or contextlib.nullcontext(), interruptions(enabled=out is not None) as interrupted:
             _train(trainer, folder, on_epoch_end, display, interrupted)
         return trainer.best_model().cpu()
 
@@ -143,10 +147,11 @@ def _train(
                 trainer.train_step()
                 if display is not None and display.due():
                     _show(display, trainer, trainer.step - first, time.monotonic() - started)
-                if interrupted.is_set() and folder is not None:
+                if trainer.ask(interrupted.is_set()):
                     trainer.check_finite()
                     if trainer.step % trainer.steps_per_epoch:
-                        folder.save_last(trainer.state())
+                        if folder is not None:
+                            folder.save_last(trainer.state())
                         raise InterruptedRun(f"interrupted at step {trainer.step} and saved")
                 if save_every and trainer.step % save_every == 0 and trainer.step % trainer.steps_per_epoch and folder:
                     trainer.check_finite()
@@ -170,7 +175,7 @@ def _train(
             if folder is not None:
                 folder.append_history(record)
                 folder.save_last(trainer.state())
-            if interrupted.is_set() and not trainer.done:
+            if trainer.ask(interrupted.is_set()) and not trainer.done:
                 raise InterruptedRun(f"interrupted after epoch {trainer.epoch} and saved")
     except FailureError as error:
         if folder is None or isinstance(error, InterruptedRun):
@@ -200,7 +205,9 @@ def _folder(out: str | Path | None, resume: bool) -> RunFolder | None:
         if resume:
             raise UsageError("resume needs the folder of the run: give out")
         return None
-    return RunFolder.open(Path(out)) if resume else RunFolder.create(Path(out))
+    if resume:
+        return RunFolder.open(Path(out))
+    return RunFolder.create(Path(out)) if leads() else None
 
 
 def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
@@ -229,6 +236,9 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
             log.info("the run is complete, after %d epochs: nothing is left to train", trainer.epoch)
         else:
             log.info("resumed at step %d of %d (epoch %d)", trainer.step, trainer.total_steps, trainer.epoch + 1)
+    trainer.team.wait()  # until all have read
+    if not trainer.team.leads:
+        return
     folder.sweep()
     folder.cut_history(trainer.step)
     folder.write_config(trainer.run, record, resolved)

@@ -20,7 +20,8 @@ from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch
-from vaelab.errors import NotFiniteError
+from vaelab.distributed import Team
+from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE
 from vaelab.networks import Decoder, initialise
 from vaelab.objectives import Group, Loss, elbo_terms
@@ -47,13 +48,19 @@ def build_model(run: Run, shape: Shape) -> VAE:
 class Trainer:
     """The state of a run, and the three things that change it: a step, the end of an epoch, loading a checkpoint."""
 
-    def __init__(self, run: Run, data: Dataset, device: torch.device) -> None:
-        self.run, self.data, self.device = run, data, device
+    def __init__(self, run: Run, data: Dataset, device: torch.device, team: Team | None = None) -> None:
+        self.run, self.data, self.device, self.team = run, data, device, team or Team()
         self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
         log.info("computing in %s on %s", self.precision, machine(device))
         if self.batch_size < run.training.batch_size:
             log.info("batch size %d: there are no more training images", self.batch_size)
+        if self.batch_size % self.team.world:
+            raise UsageError(
+                f"a batch of {self.batch_size} cannot be shared by {self.team.world} processes: choose a --batch-size "
+                "that their number divides"
+            )
+        self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
         if run.training.init == "glorot":
@@ -73,6 +80,7 @@ class Trainer:
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
         self.terms = torch.zeros(self.steps_per_epoch, len(TERMS), device=device)
         self.zero = torch.zeros((), device=device)
+        self.wish = self.asked = self.zero  # whether this process, and whether any, has been asked to stop
         self.order = torch.empty(0)
 
     @property
@@ -101,13 +109,14 @@ class Trainer:
         if within == 0 or len(self.order) == 0:
             self.order = epoch_order(len(self.data.train), self.run.training.seed, self.epoch, self.device)
             self.model.train()
-        noise = StepNoise(self.run.training.seed, self.step, self.device)
-        batch = self.data.train.rows(self.order[within * self.batch_size : (within + 1) * self.batch_size])
+        noise = StepNoise(self.run.training.seed, self.step, self.device, self.team.rank, self.team.world)
+        first = within * self.batch_size + self.team.rank * self.rows_per_step
+        batch = self.data.train.rows(self.order[first : first + self.rows_per_step])
         batch = augment(batch, self.motion, noise)
         if self.data.protocol == "dynamic":
             batch = binarize_batch(batch, noise)
         if self.has_dropout:
-            reseed(self.run.training.seed, self.step, self.device)
+            reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         losses = objective.losses(self.model, self.networks, batch, noise)
         norms = [self.zero]
@@ -121,9 +130,9 @@ class Trainer:
             norms += self._descend(groups, values)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.terms[within] = torch.stack(
-            [terms["loss"], terms["distortion"], terms["rate"], functools.reduce(torch.maximum, norms)]
-        )
+        norm = functools.reduce(torch.maximum, norms)
+        found = self.team.average_(torch.stack([terms["loss"], terms["distortion"], terms["rate"], norm, self.wish]))
+        self.terms[within], self.asked = found[:-1], found[-1]
         self.step += 1
 
     def _descend(self, groups: Group, losses: Loss) -> list[Tensor]:
@@ -137,6 +146,8 @@ class Trainer:
             self.optimizers[name].zero_grad()
         for i, (name, loss) in enumerate(zip(names, values, strict=True)):
             loss.backward(inputs=self.groups[name], retain_graph=i < len(names) - 1)
+        for name in names:
+            self.team.average_gradients(self.groups[name])
         clip = self.run.training.clip_norm
         norms: list[Tensor] = []
         for name in names:
@@ -184,6 +195,14 @@ class Trainer:
             step, term,
         )  # fmt: skip
 
+    def ask(self, stop: bool) -> bool:
+        """Ask all processes to stop, if ``stop``; returns whether any was asked to, after the last step.
+
+        All hear of it after the same step, so that none goes on alone.
+        """
+        self.wish = torch.ones_like(self.zero) if stop else self.zero
+        return stop if self.team.world == 1 else bool(self.asked > 0)
+
     def _steps_into_epoch(self) -> int:
         """Steps whose terms are at hand: of the running epoch, or all of the one that has just ended."""
         return (self.step - 1) % self.steps_per_epoch + 1 if self.step else 0
@@ -191,6 +210,10 @@ class Trainer:
     def end_epoch(self) -> dict[str, Any]:
         """Validate, remember the best weights, let plateau and early stopping decide; return the epoch's record."""
         self.check_finite()
+        # Running means of batch norm are each process's own.
+        self.team.follow(self.model.buffers())
+        if self.average is not None:
+            self.team.follow(self.average.buffers())
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         training = dict(zip(TERMS, self.terms.cpu().double().mean(0).tolist(), strict=True))
         learning_rate = self.learning_rate()
@@ -211,8 +234,9 @@ class Trainer:
         """Validation means in nats per image, the loss at the objective's final weights, with fixed noise."""
         model = self.evaluated.eval()
         with self._autocast():
-            distortion, rate = elbo_terms(model, self.data.batches("validation", BATCH))
-        means = torch.tensor([distortion.mean(), rate.mean()], dtype=torch.float64)
+            distortion, rate = elbo_terms(model, self.team.share(self.data.batches("validation", BATCH)))
+        sums = torch.tensor([distortion.sum(), rate.sum()], dtype=torch.float64, device=self.device)
+        means = self.team.average_(sums).cpu() * self.team.world / len(self.data.validation)
         loss = float(self.run.objective.at(math.inf).weigh(means[0], means[1]))
         if not math.isfinite(loss):
             raise NotFiniteError(

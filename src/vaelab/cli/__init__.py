@@ -100,5 +100,6 @@ def _print_help() -> None:
 
 
 def _complain(error: object, code: int) -> int:
-    print(f"vaelab: {error}", file=sys.stderr)
+    of = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""  # of those that torchrun starts
+    print(f"vaelab{of}: {error}", file=sys.stderr)
     return code

@@ -81,14 +81,17 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
+    from vaelab.distributed import leads
     from vaelab.folder import RunFolder
     from vaelab.progress import Display
     from vaelab.train import InterruptedRun, fit, load_data, with_absolute_path
 
+    if not leads():
+        logging.getLogger("vaelab").setLevel(logging.WARNING)
     run = with_absolute_path(run)
     if resume:
         run = RunFolder.open(folder).reconcile(run)
-    else:
+    elif leads():
         RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
     data = load_data(run)
     say = logging.getLogger("vaelab").info
@@ -98,6 +101,8 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
         raise InterruptedRun(f"{error}; go on with: vaelab train {run.recipe} --out {folder} --resume") from error
+    if not leads():
+        return
     history, state = RunFolder.open(folder).history(), RunFolder.open(folder).load_last()
     if not history or state is None:
         raise FailureError(f"{folder} has lost its history.jsonl or last.pt: its pictures cannot be drawn")

@@ -1,0 +1,120 @@
+"""Several processes that train one model: who each of them is, and how they stay of one mind.
+
+Each has the whole model and its own rows of every batch. After a backward pass the gradients are averaged, so that all
+take the same step; sums over the data, the wish to stop and the buffers of batch norm are agreed on in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from vaelab.errors import FailureError
+
+T = TypeVar("T")
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints and writes: the first that torchrun has started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@final
+@dataclass(frozen=True)
+class Team:
+    """This process among those that train together.
+
+    Args:
+        rank: which it is, counted from 0; 0 leads.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def average_(self, values: Tensor) -> Tensor:
+        """Replace values by their mean over the processes: the sum, divided by their number; one message.
+
+        Raises:
+            FailureError: if another process has gone.
+        """
+        if self.world > 1:
+            with _failures():
+                dist.all_reduce(values)
+            values /= self.world
+        return values
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average the gradients of a group, all in one message.
+
+        ``DistributedDataParallel`` is not used: it counts on one backward pass that reaches every parameter, and a
+        step with two losses for two groups of them has none such.
+        """
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            flat = self.average_(torch.cat([gradient.flatten() for gradient in gradients]))
+            pieces = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Take these values over from the process that leads."""
+        if self.world > 1:
+            with _failures():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            with _failures():
+                dist.barrier()
+
+    def share(self, items: Iterable[T]) -> Iterator[T]:
+        """This process's part of some work."""
+        return itertools.islice(items, self.rank, None, self.world)
+
+
+@contextlib.contextmanager
+def team(device: torch.device) -> Generator[Team]:
+    """Join the processes that ``torchrun`` has started, for the block; without it, a team of one.
+
+    Raises:
+        FailureError: if the others cannot be reached.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Team()
+        return
+    with _failures():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _failures() -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise FailureError(
+            f"another process of this training has gone ({str(error).splitlines()[0]}): start them all again, "
+            "with --resume"
+        ) from error
