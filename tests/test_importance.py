@@ -1,6 +1,7 @@
 """Importance sampling against a model whose log-likelihood is known exactly, per example; and proof that it would show."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -143,6 +144,22 @@ assert "log_px" not in vars(model), "the model is not as it was"
 def test_a_compiled_likelihood_changes_rounding_alone():
     """In a process of its own: the checks of types that tests run under cannot be compiled."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+UNCOMPILED = (
+    COMPILED.replace("assert any(", "assert not any(")
+    + """
+assert sum("cannot be compiled here" in line for line in said) == 2, "once for each precision"
+"""
+)
+
+
+def test_a_compiler_that_fails_costs_a_line_and_no_number(tmp_path):
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    listen = "import logging; said = []; logging.getLogger('vaelab').addFilter(lambda r: said.append(r.getMessage()))\n"
+    done = subprocess.run([sys.executable, "-c", listen + UNCOMPILED], capture_output=True, text=True,
+                          env={**os.environ, **broken})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sysconfig
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vaelab.models import VAE
+
+log = logging.getLogger("vaelab")
 
 
 def can_compile(device: torch.device) -> bool:
@@ -29,10 +34,27 @@ def compiled_log_px(model: VAE) -> Generator[None]:
     """Let a model score images by a compiled ``log_px`` inside the block; numbers change by rounding.
 
     It is compiled at the first call, in some ten seconds, and again for other shapes: a shape that is known is faster.
+    Where that fails, one line says so, and the model scores as it did.
     """
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    plain = model.log_px
+    fused = torch.compile(plain, dynamic=False)
     own = vars(model)
+
+    def log_px(*args: Any) -> Tensor:
+        try:
+            return fused(*args)
+        except (TorchDynamoException, InductorError) as error:
+            if own["log_px"] is log_px:  # the first thread that fails says it
+                own["log_px"] = plain
+                reason = str(error).strip().splitlines()[0]
+                log.warning("log p(x|z) cannot be compiled here (%s): slower without", reason)
+            return plain(*args)
+
     # An instance's attribute comes before its class's method.
-    own["log_px"] = torch.compile(model.log_px, dynamic=False)
+    own["log_px"] = log_px
     try:
         yield
     finally:
