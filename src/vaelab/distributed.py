@@ -103,8 +103,10 @@ def team(device: torch.device) -> Generator[Team]:
         return
     with _failures():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    joined = Team(dist.get_rank(), world)
     try:
-        yield Team(dist.get_rank(), world)
+        yield joined
+        joined.wait()  # none leaves while another still listens to it
     finally:
         dist.destroy_process_group()
 
