@@ -70,6 +70,11 @@ def test_each_illness_is_named_and_no_other(illness):
     assert any(character.isdigit() for character in found[0].evidence) or illness == "likelihood does not fit"
 
 
+def test_over_fitting_hides_no_latent_that_is_too_small():
+    both = ILL["over-fitting"] | ILL["latent too small"]
+    assert names(replace(HEALTHY, **both)) == ["over-fitting", "latent too small"]
+
+
 def test_a_density_on_binary_pixels_does_not_fit():
     assert names(replace(HEALTHY, support="real", binary=True)) == ["likelihood does not fit"]
     assert names(replace(HEALTHY, support="real", binary=False, middle=0.9)) == []

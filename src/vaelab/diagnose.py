@@ -341,7 +341,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "likelihood does not fit": ("under-training", "posterior collapse", "over-fitting", *_OF_THE_CODES),
     "posterior collapse": ("hole between codes and prior",),
     "under-training": _OF_THE_CODES,
-    "over-fitting": ("hole between codes and prior", "latent too large", "latent too small"),
+    # Not a latent that is too small: over-fitting fills no dimension, and a network with too few can over-fit as well.
+    "over-fitting": ("hole between codes and prior", "latent too large"),
     "over-fitting of the encoder": _OF_THE_CODES,
     "hole between codes and prior": ("latent too small",),
 }  # fmt: skip
