@@ -4,7 +4,7 @@
 #   make test    the test suite
 #   make lint    ruff and pyright
 #   make docs    the documentation as a web site in site/
-#   make bench   training throughput against a peer, in one run
+#   make bench   speed of training beside peers and limits, in one run (about 30 minutes)
 #
 # PYTHON=python3.12      the interpreter to build the environment from
 # TORCH_INDEX=URL        where torch is taken from (default: PyTorch's CPU wheels on Linux without an NVIDIA GPU)
@@ -37,8 +37,8 @@ docs: $(VENV)/.ready
 	@$(BIN)/mkdocs build --strict --quiet && echo "open site/index.html"
 
 bench: $(VENV)/.ready
-	@echo "== throughput of training, ours and pythae's in one run (pythae gets an environment of its own in .bench)"
-	@$(BIN)/python benchmarks/train_throughput.py
+	@echo "== speed of training, ours and the peers in one run (they get environments of their own in .bench)"
+	@$(BIN)/python benchmarks/training.py && $(BIN)/python benchmarks/training.py --scaling && $(BIN)/python benchmarks/tables.py render
 
 clean:
 	rm -rf $(VENV) .bench site

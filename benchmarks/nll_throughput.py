@@ -31,7 +31,7 @@ import torch
 import tyro
 
 import vaelab as v
-from train_throughput import HERE, PYTHAE, peer_environment
+from environments import HERE, PYTHAE, python_of
 from vaelab.checkpoint import write_json
 from vaelab.compiling import can_compile
 from vaelab.evaluate import annealed, importance
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
             return
         export(run, data, Path(folder), options)
         rows: list[dict[str, float]] = []
-        python = peer_environment()
+        python = python_of("pythae")
         for repeat in range(options.repeats):
             ours = [sys.executable, __file__, "--ours", str(run), "--images", str(options.images),
                     "--threads", str(options.threads)]  # fmt: skip

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training import SIDES, seconds
 from vaelab.checkpoint import write_json
 from vaelab.config import Run, flat
 from vaelab.diagnose import diagnose, examine
@@ -27,7 +28,8 @@ from vaelab.train import load_data, load_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md")
+PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md",
+         "docs/performance.md")  # fmt: skip
 
 
 def collect(path: Path) -> None:
@@ -145,23 +147,66 @@ def sweep_table(name: str) -> Callable[[], str]:
     return table
 
 
-def throughput_table() -> str:
-    """Training throughput against pythae."""
-    result = _load("train_throughput")
+def speed_table(work: str) -> Callable[[], str]:
+    """Training speed of every side that does this work (``mlp`` or ``conv``), against the first of them."""
+
+    def table() -> str:
+        result = _load("training")
+        if result is None:
+            return "(not measured yet)"
+        chosen = [name for name, side in SIDES.items() if side.work == work and name in result["repeats"][0]]
+        rivals = [name for name in chosen if SIDES[name].peer] or chosen[:1]
+        against = [f"{SIDES[name].what.partition(',')[0]} ÷ this" for name in rivals]
+        score = [] if work == "conv" else ["test −ELBO"]
+        heads = ["", "seconds an epoch", *against, *score, "first epoch or steps (s)", "memory (MiB)"]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name in chosen:
+            rows = [repeat[name] for repeat in result["repeats"]]
+            cells = [f"{statistics.median(map(seconds, rows)):.3f}"]
+            for rival in rivals:
+                ratios = [seconds(repeat[rival]) / seconds(repeat[name]) for repeat in result["repeats"]]
+                cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            if score:
+                bounds = [row["distortion"] + row["rate"] for row in rows]
+                spread = statistics.stdev(bounds) / len(bounds) ** 0.5 if len(bounds) > 1 else float("nan")
+                cells.append(f"{statistics.mean(bounds):.2f} ± {spread:.2f}")
+            cells.append(f"{statistics.median(row['seconds'][0] for row in rows):.1f}")
+            cells.append(f"{statistics.median(row['memory'] for row in rows):.0f}")
+            lines.append(f"| {SIDES[name].what} | {' | '.join(cells)} |")
+        lines.append(f"\n{_measured_by(result)}; medians of {len(result['repeats'])} interleaved repeats (range).")
+        return "\n".join(lines)
+
+    return table
+
+
+def ceilings_table() -> str:
+    """The machine's own limits, of the same run."""
+    result = _load("training")
+    if result is None or "ceilings" not in result["repeats"][0]:
+        return "(not measured yet)"
+    rows = [repeat["ceilings"] for repeat in result["repeats"]]
+    lines = ["| | median | range |", "|---|---|---|"]
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        lines.append(f"| {key} | {statistics.median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
+    return "\n".join([*lines, f"\n{_measured_by(result)}."])
+
+
+def scaling_table() -> str:
+    """How the cost of an image grows with one thing at a time."""
+    result = _load("scaling")
     if result is None:
         return "(not measured yet)"
-    ratios = [pair["ratio"] for pair in result["pairs"]]
-    median = result["median"]
-    return "\n".join(
-        [
-            "| | seconds an epoch of 60,000 | ratio |",
-            "|---|---|---|",
-            f"| vaelab | {median['vaelab']:.2f} | {median['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
-            f"| pythae {result['versions']['pythae']} | {median['pythae']:.2f} | 1 |",
-            f"\n`{result['command']}`: {result['what']}; medians of {len(ratios)} interleaved pairs; "
-            f"{result['threads']} threads, {result['machine']}, torch {result['versions']['torch']} on both sides.",
-        ]
-    )
+    lines = ["| | microseconds an image |", "|---|---|"]
+    for what, row in result["rows"].items():
+        lines.append(f"| {what} | {', '.join(f'{value}: {cost:.1f}' for value, cost in row.items())} |")
+    return "\n".join([*lines, f"\n{_measured_by(result)}."])
+
+
+def _measured_by(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    machine = f"{result['machine']}, {result['threads']} threads"
+    return f"`{result['command']}`: {machine}, commit {result['commit']}, {versions}"
 
 
 def metrics_table(
@@ -322,7 +367,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "improving": sweep_table("improving"),
     "beta": sweep_table("beta"),
     "augmentation": sweep_table("augmentation"),
-    "throughput": throughput_table,
+    "speed-mlp": speed_table("mlp"),
+    "speed-conv": speed_table("conv"),
+    "ceilings": ceilings_table,
+    "scaling": scaling_table,
 }
 
 

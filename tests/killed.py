@@ -19,11 +19,10 @@ def die():
 def kill_in_step(number):
     original = trainer.Trainer._descend
 
-    def descend(self, group, loss):
+    def descend(self, names):
         if self.step == number:
-            loss.backward()
             die()
-        return original(self, group, loss)
+        return original(self, names)
 
     trainer.Trainer._descend = descend
 

@@ -77,7 +77,7 @@ def test_override_refuses(changes, message):
 def test_the_flags_of_conv_beta_are_pinned():
     """A new flag, or a lost one, is a decision: make it here too."""
     assert sorted(flat(recipe("conv-beta"))) == [
-        "adam_betas", "adam_eps", "augment_prob", "base_lr", "batch_size", "beta", "channels", "clip_norm", "data",
+        "adam_betas", "adam_eps", "augment_prob", "base_lr", "batch_size", "beta", "channels", "clip_norm", "compile", "data",
         "decoder_activation", "decoder_batch_norm", "decoder_conv_channels", "decoder_hidden_dims", "device", "dropout",
         "ema_decay", "encoder_activation", "encoder_batch_norm", "encoder_conv_channels", "encoder_hidden_dims", "epochs",
         "image_size", "init", "kl_warmup_epochs", "latent_dim", "max_lr", "patience", "precision", "protocol", "range", "rotate",

@@ -11,7 +11,7 @@ LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
     {"networks", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
-    {"compiling", "config", "checkpoint", "folder", "data", "progress", "trainer", "train"},
+    {"compiling", "config", "checkpoint", "folder", "data", "progress", "stepping", "trainer", "train"},
     {"evaluate", "diagnose", "figures", "figures_tuning"},
     {
         "recipes",

@@ -1,10 +1,13 @@
-"""Train 784-400-20 with pythae and print the seconds of each epoch: ``pythae_epochs.py IMAGES.npy EPOCHS THREADS``.
+"""Train 784-400-20 with pythae, and print the seconds of each epoch and the test ELBO.
+
+    pythae_epochs.py TRAIN.npy TEST.npy EPOCHS SEED THREADS
 
 Runs in pythae's own environment. Same network, batch size, optimizer, learning rate and loss as vaelab's side; nothing
 is validated and no checkpoint is written during the epochs. Everything else is pythae's default.
 """
 
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -57,20 +60,33 @@ class Clock(TrainingCallback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
+def load(path: str) -> BaseDataset:
+    """Images as pythae takes them: floats."""
+    images = torch.from_numpy(np.load(path)).reshape(-1, 1, 28, 28).float() / 255
+    return BaseDataset(images, torch.zeros(len(images)))
+
+
 def main() -> None:
     """Train and print."""
-    path, epochs, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    epochs, seed, threads = map(int, sys.argv[3:6])
     torch.set_num_threads(threads)
-    images = torch.from_numpy(np.load(path)).float() / 255
+    torch.manual_seed(seed)
     model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=20, reconstruction_loss="bce"), Encoder(), Decoder())
     with tempfile.TemporaryDirectory() as folder:
         config = BaseTrainerConfig(
-            output_dir=folder, num_epochs=epochs, per_device_train_batch_size=128, learning_rate=1e-3, no_cuda=True
-        )
+            output_dir=folder, num_epochs=epochs, per_device_train_batch_size=128, learning_rate=1e-3, no_cuda=True,
+            seed=seed,
+        )  # fmt: skip
         clock = Clock()
-        dataset = BaseDataset(images, torch.zeros(len(images)))
-        BaseTrainer(model, dataset, training_config=config, callbacks=[clock]).train()
-    print("RESULT " + json.dumps(clock.seconds))
+        trainer = BaseTrainer(model, load(sys.argv[1]), training_config=config, callbacks=[clock])
+        trainer.train()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        model, test = trainer.model.eval(), load(sys.argv[2])
+        with torch.no_grad():
+            found = model({"data": test.data})
+    distortion, rate = float(found.recon_loss), float(found.reg_loss)
+    result = {"seconds": clock.seconds, "distortion": distortion, "rate": rate, "memory": memory}
+    print("RESULT " + json.dumps(result))
 
 
 if __name__ == "__main__":

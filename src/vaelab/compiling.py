@@ -29,6 +29,20 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cpu" and headers.exists() and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What torch's compiler raises; importing it takes a while, so not before it is used."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
+
+
+def reason(error: Exception) -> str:
+    """Why compiling failed, in one line."""
+    inner = getattr(error, "inner_exception", error)
+    return f"{type(inner).__name__}: {(str(inner).strip() or 'no message').splitlines()[0]}"
+
+
 @contextmanager
 def compiled_log_px(model: VAE) -> Generator[None]:
     """Let a model score images by a compiled ``log_px`` inside the block; numbers change by rounding.
@@ -36,9 +50,6 @@ def compiled_log_px(model: VAE) -> Generator[None]:
     It is compiled at the first call, in some ten seconds, and again for other shapes: a shape that is known is faster.
     Where that fails, one line says so, and the model scores as it did.
     """
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
-
     plain = model.log_px
     fused = torch.compile(plain, dynamic=False)
     own = vars(model)
@@ -46,11 +57,10 @@ def compiled_log_px(model: VAE) -> Generator[None]:
     def log_px(*args: Any) -> Tensor:
         try:
             return fused(*args)
-        except (TorchDynamoException, InductorError) as error:
+        except compile_errors() as error:
             if own["log_px"] is log_px:  # the first thread that fails says it
                 own["log_px"] = plain
-                reason = str(error).strip().splitlines()[0]
-                log.warning("log p(x|z) cannot be compiled here (%s): slower without", reason)
+                log.warning("log p(x|z) cannot be compiled here (%s): slower without", reason(error))
             return plain(*args)
 
     # An instance's attribute comes before its class's method.

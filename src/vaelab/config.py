@@ -71,6 +71,9 @@ class Training:
     ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average")
     seed: int = option(0, "seed of the weights, the order, the noise and the augmentation")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of matrix products and convolutions")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the training step (10 to 60 s); auto: where a long run gains from it"
+    )
     device: str = option("auto", "cpu, cuda, mps; auto takes a GPU if there is one")
     threads: int | None = option(None, "CPU threads; default: torch's")
     save_every: int | None = option(None, "save a checkpoint each so many steps, besides each epoch")

@@ -21,7 +21,7 @@ from vaelab.errors import FailureError, NotFiniteError, UsageError
 FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not read what is written
 
 # Settings that a resume may change: they alter the bits of what follows, not what is computed.
-MACHINE_SETTINGS = frozenset({"precision", "device", "threads"})
+MACHINE_SETTINGS = frozenset({"precision", "compile", "device", "threads"})
 
 
 @final

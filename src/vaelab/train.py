@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import NAMED, Reading
@@ -212,17 +213,18 @@ def _folder(out: str | Path | None, resume: bool) -> RunFolder | None:
 
 def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
     """Write a new run's configuration, or load a resumed run's checkpoint."""
-    record, resolved = trainer.data.record(), trainer.resolved()
+    record = trainer.data.record()
     if not resume:
-        folder.write_config(trainer.run, record, resolved)
+        folder.write_config(trainer.run, record, trainer.resolved())
         return
-    before = folder.config()
+    before = {"compile": False, **folder.config()["resolved"]}  # runs of vaelab 0.1 knew no compiled steps
     require_same_data(folder, trainer.data)
-    changed = [k for k in sorted(MACHINE_SETTINGS) if before["resolved"][k] != resolved[k]]
-    for key in changed:
-        log.info(
-            "%s was %s and is now %s: the result will differ in its bits", key, before["resolved"][key], resolved[key]
-        )
+    if trainer.run.training.compile == "auto":  # more epochs do not change how steps are taken
+        trainer.compiled = before["compile"] and can_compile(trainer.device)
+    resolved = trainer.resolved()
+    for key in sorted(MACHINE_SETTINGS):
+        if before[key] != resolved[key]:
+            log.info("%s was %s and is now %s: the result will differ in its bits", key, before[key], resolved[key])
     state = folder.load_last()
     if state is None:
         log.info("the run had no checkpoint yet: it starts anew")

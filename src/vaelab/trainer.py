@@ -6,6 +6,8 @@ import contextlib
 import functools
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast, final
 
 import torch
@@ -19,18 +21,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.augment import Motion, augment
-from vaelab.data.datasets import BATCH, Dataset, binarize_batch
+from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.distributed import Team
 from vaelab.errors import NotFiniteError, UsageError
-from vaelab.models import VAE
+from vaelab.models import VAE, Batch
 from vaelab.networks import Decoder, initialise
-from vaelab.objectives import Group, Loss, elbo_terms
-from vaelab.runtime import StepNoise, epoch_order, generator, machine, reseed, resolve_precision
+from vaelab.objectives import elbo_terms
+from vaelab.runtime import Noise, StepNoise, epoch_order, generator, machine, reseed, resolve_precision
 from vaelab.specs import Shape
+from vaelab.stepping import TERMS, AdamUpdate, CannotCompileError, CompiledStep, PlainStep, Step, choose
 
 log = logging.getLogger("vaelab")
-
-TERMS: tuple[str, ...] = ("loss", "distortion", "rate", "grad_norm")  # recorded of every step, in nats per example
 
 
 def build_model(run: Run, shape: Shape) -> VAE:
@@ -73,6 +74,7 @@ class Trainer:
         self.average = _average(self.model, run.training.ema_decay)
         self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
+        self.compiled = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
         self.step = 0
         self.stopped = False
         self.best: tuple[float, int] | None = None  # the lowest monitored loss, and its epoch
@@ -82,6 +84,7 @@ class Trainer:
         self.zero = torch.zeros((), device=device)
         self.wish = self.asked = self.zero  # whether this process, and whether any, has been asked to stop
         self.order = torch.empty(0)
+        self._way: Step | None = None
 
     @property
     def epoch(self) -> int:
@@ -111,53 +114,52 @@ class Trainer:
             self.model.train()
         noise = StepNoise(self.run.training.seed, self.step, self.device, self.team.rank, self.team.world)
         first = within * self.batch_size + self.team.rank * self.rows_per_step
-        batch = self.data.train.rows(self.order[first : first + self.rows_per_step])
-        batch = augment(batch, self.motion, noise)
-        if self.data.protocol == "dynamic":
-            batch = binarize_batch(batch, noise)
+        batch = self.data.train.raw(self.order[first : first + self.rows_per_step])
+        if self.motion.prob > 0:
+            batch = augment(replace(batch, x=unit(batch.x)), self.motion, noise)
         if self.has_dropout:
             reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
-        losses = objective.losses(self.model, self.networks, batch, noise)
-        norms = [self.zero]
-        while True:
-            try:
-                with self._autocast():
-                    groups, values = next(losses)
-            except StopIteration as end:
-                terms: dict[str, Tensor] = end.value
-                break
-            norms += self._descend(groups, values)
+        if not isinstance(self.run.schedule, specs.Plateau):
+            for optimizer in self.optimizers.values():
+                for settings in optimizer.param_groups:
+                    settings["lr"] = self.schedule(self.step)
+        if self._way is None:
+            self._way = self._choose_way()
+        terms = self._way(objective, batch, noise)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        norm = functools.reduce(torch.maximum, norms)
-        found = self.team.average_(torch.stack([terms["loss"], terms["distortion"], terms["rate"], norm, self.wish]))
-        self.terms[within], self.asked = found[:-1], found[-1]
+        if self.team.world > 1:
+            agreed = self.team.average_(torch.cat([terms, self.wish[None]]))
+            terms, self.asked = agreed[:-1], agreed[-1]
+        self.terms[within] = terms
         self.step += 1
 
-    def _descend(self, groups: Group, losses: Loss) -> list[Tensor]:
-        """One optimizer step of one group, or of several together: all gradients are taken before any of them steps.
+    def _choose_way(self) -> Step:
+        plain = PlainStep(self.model, self.networks, self.groups, self._pixels, self._autocast, self._descend)
+        if not self.compiled:
+            return plain
+        with contextlib.suppress(CannotCompileError):
+            if self.team.world == 1:  # several processes agree on gradients before the optimizers step
+                return CompiledStep(plain, AdamUpdate(self.optimizers, self.run.training.clip_norm))
+        return CompiledStep(plain)
 
-        Returns the norms of the groups' gradients, where they are clipped.
-        """
-        names = (groups,) if isinstance(groups, str) else groups
-        values = (losses,) if isinstance(losses, Tensor) else losses
-        for name in names:
-            self.optimizers[name].zero_grad()
-        for i, (name, loss) in enumerate(zip(names, values, strict=True)):
-            loss.backward(inputs=self.groups[name], retain_graph=i < len(names) - 1)
+    def _pixels(self, batch: Batch, noise: Noise) -> Batch:
+        """What a step sees of a batch."""
+        batch = replace(batch, x=unit(batch.x))
+        return binarize_batch(batch, noise) if self.data.protocol == "dynamic" else batch
+
+    def _descend(self, names: Sequence[str]) -> Tensor:
+        """One optimizer step of these groups, whose gradients are set; the largest of their norms, if clipped."""
+        clip = self.run.training.clip_norm
+        norms = [self.zero]
         for name in names:
             self.team.average_gradients(self.groups[name])
-        clip = self.run.training.clip_norm
-        norms: list[Tensor] = []
         for name in names:
             if clip is not None:
                 norms.append(clip_grad_norm_(self.groups[name], clip))
-            if not isinstance(self.run.schedule, specs.Plateau):
-                for settings in self.optimizers[name].param_groups:
-                    settings["lr"] = self.schedule(self.step)
             self.optimizers[name].step()
-        return norms
+        return functools.reduce(torch.maximum, norms)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -290,6 +292,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any], best_weights: dict[str, Tensor] | None) -> None:
         """Take up the state of a checkpoint."""
+        self._way = None  # a compiled step holds on to the optimizers' state, which is now replaced
         self.step, self.best_weights = state["step"], best_weights
         self.best = None if state["best"] is None else tuple(state["best"])
         # A run that had come to its end by early stopping stays ended; more epochs do not revive it.
@@ -309,6 +312,7 @@ class Trainer:
         """What ``auto`` was resolved to, and the machine, for ``config.json``."""
         return {
             "precision": self.precision,
+            "compile": self.compiled,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "batch_size": self.batch_size,

@@ -65,11 +65,16 @@ class Split:
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """A batch of these rows, with pixels as floats in [0, 1]."""
+        batch = self.raw(rows)
+        return replace(batch, x=unit(batch.x))
+
+    def raw(self, rows: Tensor | slice) -> Batch:
+        """A batch of these rows, with pixels as they are kept."""
 
         def take(values: Tensor) -> Tensor:
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
-        return Batch(unit(take(self.x)), None if self.y is None else take(self.y), take(self.index))
+        return Batch(take(self.x), None if self.y is None else take(self.y), take(self.index))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,417 @@
+"""How a training step is taken: plainly, or by one compiled function.
+
+``PlainStep`` is the reference: autograd and torch's optimizers, for every objective. ``CompiledStep`` traces it and
+lets torch's compiler fuse what lies between the matrix products: the same numbers, up to rounding, in fewer passes over
+memory. Both are called once a step and return the terms that are recorded.
+
+Shapes: B batch, G groups of parameters, T terms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import Adam, Optimizer
+from torch.utils.flop_counter import FlopCounterMode
+
+from vaelab.compiling import can_compile, compile_errors, reason
+from vaelab.errors import UsageError
+from vaelab.models import VAE, Batch
+from vaelab.objectives import Group, Loss, Objective
+from vaelab.runtime import Noise, RowNoise
+
+log = logging.getLogger("vaelab")
+
+TERMS: tuple[str, ...] = ("loss", "distortion", "rate", "grad_norm")  # recorded of every step, in nats per example
+Descend = Callable[[Sequence[str]], Tensor]
+
+
+class Step(Protocol):
+    """A way to take steps."""
+
+    def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
+        """Take one, and return its terms (T,) in the order of ``TERMS``."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class PlainStep:
+    """Autograd's backward pass and an optimizer's step, for every loss that the objective yields.
+
+    Args:
+        model, networks: what is trained: the model, and what the objective itself learns.
+        groups: the parameters that each yielded loss trains.
+        prepare: makes of a batch, as it lies in the data set, what the objective sees.
+        autocast: makes the context in which losses are computed.
+        descend: lets the optimizers of some groups, whose gradients are set, step; returns the largest norm of a
+            group's gradient where it is clipped, else 0.
+    """
+
+    model: VAE
+    networks: nn.ModuleDict
+    groups: dict[str, list[nn.Parameter]]
+    prepare: Callable[[Batch, Noise], Batch]
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    descend: Descend
+
+    def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
+        """Backpropagate each loss to its own group alone; several that are yielded together before any group steps."""
+        losses = objective.losses(self.model, self.networks, self.prepare(batch, noise), noise)
+        norms: list[Tensor] = []
+        while True:
+            try:
+                with self.autocast():
+                    names, values = _together(*next(losses))
+            except StopIteration as end:
+                return _stack(end.value, functools.reduce(torch.maximum, norms))
+            for name in names:
+                for parameter in self.groups[name]:
+                    parameter.grad = None
+            for i, (name, loss) in enumerate(zip(names, values, strict=True)):
+                loss.backward(inputs=self.groups[name], retain_graph=i < len(names) - 1)
+            norms.append(self.descend(names))
+
+
+# --- the compiled step ----------------------------------------------------------------------------------------------
+
+
+class CannotCompileError(Exception):
+    """An objective or an optimizer that the compiled step cannot carry; the message says which."""
+
+
+@final
+class CompiledStep:
+    """One compiled function from pixels to gradients and terms and, with ``update``, to new weights.
+
+    The objective's own code is traced, with its noise and its scheduled weights as inputs, and autograd's backward pass
+    with it. That happens at the first call and holds for batches of its shape, in the model's mode of that moment
+    (``train``). Where it fails, one line says so and the plain way is taken.
+
+    Args:
+        plain: the way that is traced.
+        update: the optimizers' step, as part of the function; None leaves it to ``plain.descend``.
+    """
+
+    def __init__(self, plain: PlainStep, update: AdamUpdate | None = None) -> None:
+        self.plain, self.update = plain, update
+        self._losses = _Losses(plain)
+        self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
+        self._weights = _Weights(next(plain.model.parameters()).device)
+        self._names: tuple[str, ...] = ()
+        self._asked: list[_Request] = []
+        self._function: Callable[..., Sequence[Tensor]] | None = None
+        self._failed = False
+
+    def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
+        """Take one step by the compiled function."""
+        if self._failed:
+            return self.plain(objective, batch, noise)
+        try:
+            if self._function is None:
+                self._function = self._compile(objective, batch)
+            with torch.no_grad():
+                *gradients, terms = self._function(*self._inputs(objective, batch, noise))
+        except (CannotCompileError, *compile_errors()) as error:
+            log.warning("training steps cannot be compiled (%s): slower without", reason(error))
+            self._failed = True
+            return self.plain(objective, batch, noise)
+        if self.update is not None:
+            self.update.taken += 1
+            return terms
+        for parameter, gradient in zip(self._trained(), gradients, strict=True):
+            parameter.grad = gradient
+        terms[-1] = self.plain.descend(self._names)
+        return terms
+
+    def _inputs(self, objective: Objective, batch: Batch, noise: Noise | None) -> list[Tensor]:
+        """All that a step reads; without noise, zeros in its place."""
+        device = batch.x.device
+        drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in self._asked]
+        updates = () if self.update is None else (*self.update.state, *self.update.numbers())
+        return [*self._state.values(), *_images(batch), *drawn, *self._weights.of(objective), *updates]
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for name in self._names for parameter in self.plain.groups[name]]
+
+    def _compile(self, objective: Objective, batch: Batch) -> Callable[..., Sequence[Tensor]]:
+        plain, names = self.plain, list(self._state)
+        number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
+        members = {name: [number[id(parameter)] for parameter in group] for name, group in plain.groups.items()}
+        images, weights = _images(batch), self._weights.of(objective)
+
+        def step(*inputs: Tensor) -> list[Tensor]:
+            given = iter(inputs)
+
+            def take(count: int) -> list[Tensor]:
+                return list(itertools.islice(given, count))
+
+            state, pixels, drawn, rule = take(len(names)), take(len(images)), take(len(self._asked)), take(len(weights))
+            noise = _GivenNoise(self._asked, drawn, batch.x.device)
+            groups = {name: [state[i] for i in rows] for name, rows in members.items()}
+            self._names, gradients, terms = functional_call(
+                self._losses,
+                dict(zip(names, state, strict=True)),
+                (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
+            )
+            if self.update is None:
+                return [*itertools.chain(*gradients.values()), _stack(terms, state[0].new_zeros(()))]
+            norm = self.update(groups, gradients, list(given))
+            return [_stack(terms, norm)]
+
+        # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
+        make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, None))
+        graph = make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, None))
+        # Always called with the same tensors, and batches of one shape: nothing is to be checked.
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
+
+
+class _Losses(nn.Module):
+    """Losses and their gradients, as a module, so that parameters and buffers can be inputs."""
+
+    def __init__(self, plain: PlainStep) -> None:
+        super().__init__()
+        self.model, self.networks, self.prepare, self.autocast = (
+            plain.model, plain.networks, plain.prepare, plain.autocast
+        )  # fmt: skip
+
+    def forward(
+        self, objective: Objective, batch: Batch, noise: Noise, groups: dict[str, list[Tensor]]
+    ) -> tuple[tuple[str, ...], dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Names of the groups that are trained, the gradients of each, and the terms."""
+        losses = objective.losses(self.model, self.networks, self.prepare(batch, noise), noise)
+        with self.autocast():
+            names, values = _together(*next(losses))
+        gradients = {
+            name: list(torch.autograd.grad(loss, groups[name], retain_graph=True))
+            for name, loss in zip(names, values, strict=True)
+        }
+        try:
+            next(losses)
+        except StopIteration as end:
+            return names, gradients, end.value
+        raise CannotCompileError(f"{type(objective).__name__} takes several steps of its optimizers a batch")
+
+
+@final
+class AdamUpdate:
+    r"""The step of torch's ``Adam`` and ``AdamW`` as operations that can be traced, on the optimizers' own state.
+
+    :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
+    :math:`\theta \leftarrow (1 - \eta \lambda) \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`, with
+    :math:`\hat m = m / (1 - \beta_1^t)` and :math:`\hat v = v / (1 - \beta_2^t)`.
+
+    Args:
+        optimizers: of each group.
+        clip_norm: the largest norm of a group's gradient, as in torch's ``clip_grad_norm_``; None does not clip.
+
+    Raises:
+        CannotCompileError: for another optimizer, or one whose parameters have not all taken the same steps.
+
+    Reference:
+        Kingma & Ba (2015), Adam, algorithm 1. https://arxiv.org/abs/1412.6980
+        Loshchilov & Hutter (2019), Decoupled Weight Decay Regularization, algorithm 2.
+        https://arxiv.org/abs/1711.05101
+    """
+
+    def __init__(self, optimizers: dict[str, Optimizer], clip_norm: float | None) -> None:
+        self._clip_norm = clip_norm
+        self._settings: dict[str, dict[str, Any]] = {}
+        moments: list[Tensor] = []
+        steps: list[Tensor] = []
+        for name, optimizer in optimizers.items():
+            (settings,) = optimizer.param_groups
+            coupled = settings["weight_decay"] and not settings["decoupled_weight_decay"]
+            if not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"] or coupled:
+                raise CannotCompileError(f"{type(optimizer).__name__} with these settings")
+            self._settings[name] = settings
+            for parameter in settings["params"]:
+                state = optimizer.state[parameter]
+                if not state:  # what torch's own first step makes
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                moments += [state["exp_avg"], state["exp_avg_sq"]]
+                steps.append(state["step"])
+        if len({int(step) for step in steps}) > 1:
+            raise CannotCompileError("parameters that have taken different numbers of steps")
+        self.taken = int(steps[0])
+        self._moments = len(moments)
+        self.state = [*moments, *steps]
+
+    def numbers(self) -> list[Tensor]:
+        """Of each group, what depends on the step: the step's size, the root of v's correction, the weights' decay."""
+        return [self._numbers(settings) for settings in self._settings.values()]
+
+    def _numbers(self, settings: dict[str, Any]) -> Tensor:
+        rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
+        numbers = rate / (1 - first**t), (1 - second**t) ** 0.5, 1 - rate * settings["weight_decay"]
+        return torch.tensor(numbers, device=self.state[0].device)
+
+    @torch.no_grad()
+    def __call__(
+        self, groups: dict[str, list[Tensor]], gradients: dict[str, list[Tensor]], given: list[Tensor]
+    ) -> Tensor:
+        """Change parameters, moments and step counts in place.
+
+        Args:
+            groups: the parameters.
+            gradients: theirs.
+            given: ``state`` and ``numbers()``.
+
+        Returns:
+            The largest norm of a group's gradient; 0 if they are not clipped.
+        """
+        moments, steps, numbers = (
+            iter(given[: self._moments]),
+            given[self._moments : -len(groups)],
+            given[-len(groups) :],
+        )
+        norms = [given[0].new_zeros(())]
+        for (name, parameters), (size, root, keep) in zip(groups.items(), numbers, strict=True):
+            settings, found = self._settings[name], gradients[name]
+            if self._clip_norm is not None:
+                norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
+                scale = (self._clip_norm / (norms[-1] + 1e-6)).clamp(max=1.0)
+                found = [gradient * scale for gradient in found]
+            first, second = settings["betas"]
+            for parameter, gradient in zip(parameters, found, strict=True):
+                m, v = next(moments), next(moments)
+                m.lerp_(gradient, 1 - first)
+                v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                parameter.mul_(keep).sub_(size * m / (v.sqrt() / root + settings["eps"]))
+        for step in steps:
+            step.add_(1)
+        return torch.stack(norms).amax()
+
+
+# --- what a traced step is given ------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class _Request:
+    """Some noise that was asked for."""
+
+    kind: str
+    stream: str
+    shape: tuple[int, ...]
+
+    def of(self, noise: Noise) -> Tensor:
+        """The numbers."""
+        draw = noise.normal if self.kind == "normal" else noise.uniform
+        return draw(self.stream, self.shape)
+
+
+@final
+class _GivenNoise:
+    """Noise whose numbers are given, request by request; a request that is new is noted, and answered with zeros."""
+
+    def __init__(self, asked: list[_Request], given: Sequence[Tensor], device: torch.device) -> None:
+        self._asked, self._device = asked, device
+        self._given = dict(zip(asked, given, strict=True))
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of this shape."""
+        return self._find(_Request("normal", stream, tuple(shape)))
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) of this shape."""
+        return self._find(_Request("uniform", stream, tuple(shape)))
+
+    def _find(self, request: _Request) -> Tensor:
+        if request not in self._given:
+            self._asked.append(request)
+            self._given[request] = torch.zeros(request.shape, device=self._device)
+        return self._given[request]
+
+
+@final
+class _Weights:
+    """An objective's numbers (a scheduled beta) as tensors, so that a compiled function need not know them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._values: dict[str, float] = {}
+        self._tensors: list[Tensor] = []
+
+    def of(self, objective: Objective) -> list[Tensor]:
+        """Its numbers."""
+        fields = ((field.name, getattr(objective, field.name)) for field in dataclasses.fields(cast(Any, objective)))
+        values = {name: value for name, value in fields if isinstance(value, float)}
+        if values != self._values:
+            self._values = values
+            self._tensors = [torch.tensor(value, device=self._device) for value in values.values()]
+        return self._tensors
+
+    def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
+        """The objective with tensors in place of them."""
+        return cast(Objective, replace(cast(Any, objective), **dict(zip(self._values, tensors, strict=True))))
+
+
+def _together(groups: Group, losses: Loss) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """What an objective yields, as tuples."""
+    names = (groups,) if isinstance(groups, str) else groups
+    return names, (losses,) if isinstance(losses, Tensor) else losses
+
+
+def _stack(terms: dict[str, Tensor], norm: Tensor) -> Tensor:
+    return torch.stack([*(terms[name] for name in TERMS[:-1]), norm])
+
+
+def _images(batch: Batch) -> list[Tensor]:
+    return [tensor for tensor in (batch.x, batch.y, batch.index) if tensor is not None]
+
+
+def _with_images(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
+    left = iter(tensors)
+    return Batch(next(left), *(None if part is None else next(left) for part in (batch.y, batch.index)))
+
+
+# --- which way ------------------------------------------------------------------------------------------------------
+
+WORTH = 90.0  # seconds of plain training: compiling takes some ten for a small network, half a minute for a large one
+
+
+def choose(requested: str, model: VAE, rows: int, steps: int, device: torch.device) -> bool:
+    """Whether a run's steps are compiled: as requested; ``auto``: if the run is long and the machine can.
+
+    How long a run takes is estimated from its work, not measured, so that the same run is always taken the same way:
+    2 ms a step, and its floating-point operations at 100 billion a second.
+
+    Args:
+        requested: ``auto``, ``on`` or ``off``.
+        model: what is trained.
+        rows: images a step.
+        steps: of the whole run.
+        device: where it computes.
+
+    Raises:
+        UsageError: if compiled steps are asked for and the machine has no compiler.
+    """
+    if requested == "off":
+        return False
+    able = can_compile(device)
+    if requested == "on" and not able:
+        raise UsageError("--compile on needs a C++ compiler and Python's headers (g++, python3-dev): install them, or "
+                         "leave it out")  # fmt: skip
+    if requested == "on":
+        return True
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
+    # A backward pass is two products for each of the forward pass.
+    seconds = steps * (2e-3 + 3 * counter.get_total_flops() * rows / 1e11)
+    if seconds > WORTH and not able:
+        log.info("no C++ compiler is found here: steps are not compiled, and slower")
+    return seconds > WORTH and able

@@ -1,0 +1,251 @@
+"""The compiled step is the plain one, up to rounding; a machine without a compiler loses time and nothing else."""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vaelab as v
+from vaelab import stepping
+from vaelab.cli import main
+from vaelab.compiling import can_compile
+from vaelab.config import override
+from vaelab.errors import UsageError
+from vaelab.folder import RunFolder
+from vaelab.objectives import ELBO
+from vaelab.recipes import recipe
+from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
+from vaelab.train import fit
+from vaelab.trainer import Trainer
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")
+
+TINY = {"encoder_hidden_dims": (32,), "decoder_hidden_dims": (32,), "latent_dim": 4, "batch_size": 96}
+MLP = override(recipe("mlp"), data="digits", epochs=3, kl_warmup_epochs=1.0, **TINY)
+RUNS = {
+    # Noise for the latents and for the pixels, a rising weight on the rate, a learning rate that changes each step.
+    "binarized": override(MLP, protocol="dynamic", schedule="cyclic", cycle_epochs=1.0),
+    # Running means, weight decay, clipped gradients, motion; without dropout, whose numbers the compiler draws itself.
+    "conv-beta": override(
+        recipe("conv-beta"), data="digits", epochs=2, kl_warmup_epochs=1.0, warmup_epochs=1.0, batch_size=96,
+        encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.0,
+        decoder_hidden_dims=(16,), augment_prob=0.5, ema_decay=0.9,
+    ),
+}  # fmt: skip
+
+
+def trained(run: v.Run, data: v.data.Dataset, compiled: str, steps: int) -> Trainer:
+    trainer = Trainer(override(run, compile=compiled), data, CPU)
+    for _ in range(steps):
+        trainer.train_step()
+    return trainer
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+# --- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", RUNS)
+def test_compiled_and_plain_steps_take_the_same_way(name):
+    run = RUNS[name]
+    data = v.load("digits", protocol=run.data.protocol)
+    plain, compiled = (trained(run, data, way, 20) for way in ("off", "on"))
+    assert isinstance(compiled._way, CompiledStep)
+    assert compiled._way.update is not None
+    assert not compiled._way._failed
+    torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)
+    assert not torch.equal(compiled.terms, plain.terms), "nothing was compiled"
+    for (key, a), b in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5, msg=key)
+    states = (trainer.optimizers["model"].state_dict()["state"] for trainer in (plain, compiled))
+    for a, b in zip(*(state.values() for state in states), strict=True):
+        assert a["step"] == b["step"] == 20
+        torch.testing.assert_close(b["exp_avg"], a["exp_avg"], rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(b["exp_avg_sq"], a["exp_avg_sq"], rtol=1e-2, atol=1e-6)
+
+
+@needs_compiler
+def test_a_plain_run_can_go_on_compiled_and_back(digits):
+    whole = trained(MLP, digits, "off", 30)
+    parts = trained(MLP, digits, "off", 10)
+    for way in ("on", "off"):
+        following = Trainer(override(MLP, compile=way), digits, CPU)
+        following.load_state(parts.state(), None)
+        for _ in range(10):
+            following.train_step()
+        parts = following
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)
+
+
+@needs_compiler
+def test_gradients_alone_are_compiled_for_an_optimizer_that_is_not_adam(digits):
+    plain, compiled = (Trainer(override(MLP, compile=way), digits, CPU) for way in ("off", "on"))
+    for trainer in (plain, compiled):
+        trainer.optimizers = {"model": torch.optim.SGD(trainer.groups["model"], 1e-4)}
+        for _ in range(10):
+            trainer.train_step()
+    assert compiled._way.update is None
+    assert not compiled._way._failed
+    for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_update_is_torchs(clip, decay):
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.arange(6.0).reshape(2, 3)), nn.Parameter(torch.ones(4))] for _ in range(2))
+    kind = torch.optim.AdamW if decay else torch.optim.Adam
+    options = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": decay}
+    update = AdamUpdate({"all": kind(ours, **options)}, clip)
+    reference = kind(theirs, **options)
+    for _ in range(5):
+        gradients = [torch.randn_like(parameter) for parameter in theirs]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        expected = nn.utils.clip_grad_norm_(theirs, clip) if clip else torch.zeros(())
+        reference.step()
+        found = update({"all": ours}, {"all": gradients}, [*update.state, *update.numbers()])
+        update.taken += 1
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.1}])
+def test_other_rules_are_refused(options):
+    with pytest.raises(CannotCompileError, match="Adam"):
+        AdamUpdate({"all": torch.optim.Adam([nn.Parameter(torch.ones(2))], **options)}, None)
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+FLAGS = ["train", "conv-beta", "--data", "digits", "--epochs", "3", "--batch-size", "256", "--compile", "on",
+         "--encoder-conv-channels", "4", "8", "--encoder-hidden-dims", "16", "--decoder-conv-channels", "8", "4",
+         "--decoder-hidden-dims", "16", "--kl-warmup-epochs", "1", "--warmup-epochs", "1"]  # fmt: skip
+
+
+@needs_compiler
+def test_a_compiled_run_with_dropout_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
+    assert main([*FLAGS, "--out", str(tmp_path / "whole")]) == 0
+    script = Path(__file__).with_name("killed.py")
+    command = [sys.executable, script, "write:2", *FLAGS, "--save-every", "2", "--out", tmp_path / "parts"]
+    killed = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main(["train", "conv-beta", "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (RunFolder.open(tmp_path / name) for name in ("whole", "parts"))
+    for name, value in whole.load_best().items():
+        assert torch.equal(parts.load_best()[name], value), name
+    assert [record["loss"] for record in whole.history()] == [record["loss"] for record in parts.history()]
+
+
+@needs_compiler
+def test_more_epochs_do_not_change_how_steps_are_taken(tmp_path, digits, monkeypatch):
+    run = override(MLP, kl_warmup_epochs=0.0, epochs=1)
+    for number, (worth, expected) in enumerate(((1e9, False), (0.0, True))):
+        out = tmp_path / str(number)
+        monkeypatch.setattr(stepping, "WORTH", worth)
+        fit(run, digits, out=out)
+        assert RunFolder.open(out).config()["resolved"]["compile"] is expected
+        monkeypatch.setattr(stepping, "WORTH", 1e9 - worth)
+        fit(override(run, epochs=2), digits, out=out, resume=True)
+        assert RunFolder.open(out).config()["resolved"]["compile"] is expected
+
+
+def test_runs_from_before_compiled_steps_are_resumed_plainly(tmp_path, digits, monkeypatch):
+    run = override(MLP, kl_warmup_epochs=0.0, epochs=1)
+    fit(run, digits, out=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["resolved"]["compile"], config["run"]["training"]["compile"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(stepping, "WORTH", 0.0)
+    fit(override(run, epochs=2), digits, out=tmp_path, resume=True)
+    assert RunFolder.open(tmp_path).config()["resolved"]["compile"] is False
+
+
+# --- where it cannot be done ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoSteps(ELBO):
+    """Encoder and decoder are trained one after the other."""
+
+    def groups(self, model, networks):
+        encoder = [*model.encoder.parameters(), *model.posterior_head.parameters()]
+        return {"encoder": encoder, "decoder": list(model.decoder.parameters())}
+
+    def losses(self, model, networks, batch, noise):
+        for name in ("encoder", "decoder"):
+            draw = model.draw(batch.x, noise=noise)
+            distortion, rate = -draw.log_px.mean(), draw.kl.sum(0).mean()
+            yield name, distortion + rate
+        return {"loss": (distortion + rate).detach(), "distortion": distortion.detach(), "rate": rate.detach()}
+
+
+@needs_compiler
+def test_an_objective_of_several_steps_costs_a_line_and_no_number(digits, caplog):
+    run = dataclasses.replace(MLP, objective=TwoSteps())
+    with caplog.at_level(logging.WARNING):
+        plain, compiled = (trained(run, digits, way, 3) for way in ("off", "on"))
+    (line,) = said(caplog)
+    assert "TwoSteps" in line
+    assert torch.equal(plain.terms, compiled.terms)
+
+
+def test_a_compiler_that_fails_costs_a_line_and_no_number(tmp_path):
+    command = [sys.executable, "-m", "vaelab", *FLAGS[:2], "--data", "digits", "--epochs", "1"]
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([*command, "--compile", "on", "--out", str(tmp_path / "on")], capture_output=True, text=True,
+                          env={**os.environ, **broken})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training steps cannot be compiled") == 1
+    assert main([*command[3:], "--compile", "off", "--out", str(tmp_path / "off")]) == 0
+    on, off = (RunFolder.open(tmp_path / name).load_best() for name in ("on", "off"))
+    assert all(torch.equal(on[name], off[name]) for name in off)
+
+
+def test_without_a_compiler_one_line_says_what_it_costs(digits, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert not can_compile(CPU)
+    with pytest.raises(UsageError, match=r"g\+\+"):
+        Trainer(override(MLP, compile="on"), digits, CPU)
+    with caplog.at_level(logging.INFO):
+        long = Trainer(override(MLP, epochs=100_000), digits, CPU)
+    assert not long.compiled
+    assert sum("no C++ compiler" in line for line in said(caplog)) == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert not Trainer(MLP, digits, CPU).compiled
+    assert not any("compiler" in line for line in said(caplog)), "a short run loses nothing"
+
+
+@needs_compiler
+def test_long_runs_are_compiled_and_short_ones_are_not(digits):
+    assert not Trainer(MLP, digits, CPU).compiled
+    assert Trainer(override(MLP, epochs=100_000), digits, CPU).compiled
+    assert not Trainer(override(MLP, epochs=100_000, compile="off"), digits, CPU).compiled
+    # By work, not by steps alone: of two networks that take the same number of steps the large one gains.
+    steps = 20_000
+    small, large = (Trainer(override(recipe(name), data="digits"), digits, CPU).model for name in ("mlp", "conv-beta"))
+    assert not stepping.choose("auto", small, 32, steps, CPU)
+    assert stepping.choose("auto", large, 256, steps, CPU)
+
+
+def test_the_plain_step_is_the_reference(digits):
+    trainer = trained(MLP, digits, "off", 1)
+    assert isinstance(trainer._way, PlainStep)
