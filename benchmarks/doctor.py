@@ -24,7 +24,7 @@ import tyro
 import vaelab as v
 from vaelab.checkpoint import read_json, write_json
 from vaelab.config import Run
-from vaelab.data.datasets import Dataset, Split, unit
+from vaelab.data.datasets import Dataset, unit
 from vaelab.diagnose import USED, Symptoms, diagnose, examine
 from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
@@ -73,12 +73,7 @@ class Case:
 
 def few(count: int) -> Callable[[Dataset], Dataset]:
     """Only so many training images."""
-    return lambda data: replace(data, train=cut(data.train, count))
-
-
-def cut(part: Split, count: int) -> Split:
-    """The first so many images."""
-    return Split(part.x[:count], None if part.y is None else part.y[:count], part.index[:count])
+    return lambda data: replace(data, train=data.train.first(count))
 
 
 def pixels(change: Callable[[torch.Tensor], torch.Tensor], *, binary: bool = False) -> Callable[[Dataset], Dataset]:
@@ -170,7 +165,7 @@ def images(name: str, protocol: Any) -> Dataset:
     data = v.load(name, protocol=protocol)
     if name == "digits":
         return data
-    return replace(data, train=cut(data.train, 3000), validation=cut(data.validation, 1000))
+    return replace(data, train=data.train.first(3000), validation=data.validation.first(1000))
 
 
 def provoke(case: Case, data: Dataset, seed: int) -> Symptoms:

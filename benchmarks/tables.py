@@ -179,6 +179,38 @@ def speed_table(work: str) -> Callable[[], str]:
     return table
 
 
+def time_table(name: str) -> Callable[[], str]:
+    """Seconds from the start of a process to a recipe's test result."""
+
+    def table() -> str:
+        result = _load(f"time-{name}")
+        if result is None:
+            return "(not measured yet)"
+        published = result["published"]
+        lines = [
+            "| | reconstruction | KL | seconds | of them imports and data | training |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines.append(f"| published | {published['distortion']:.2f} | {published['rate']:.2f} | | | |")
+        for precision in dict.fromkeys(row["precision"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["precision"] == precision]
+            for row in rows:
+                numbers = (f"{row[key]:.2f}" for key in ("distortion", "rate"))
+                times = (row["seconds"], row["imports"] + row["data"], row["training"])
+                cells = [*numbers, *(f"{time:.1f}" for time in times)]
+                lines.append(f"| {precision}, seed {row['seed']} | {' | '.join(cells)} |")
+            median = statistics.median(row["seconds"] for row in rows)
+            lines.append(f"| {precision}, median of {len(rows)} | | | **{median:.1f}** | | |")
+        threads = result["rows"][0]["threads"]
+        lines.append(f"\n`{result['command']}`: {result['what']}; {threads} threads, {result['machine']}.")
+        found = result["gap"]
+        if found is not None:
+            lines.append(f"bf16 changes the objective by {found['mean']:+.3f} ± {found['stderr']:.3f} nats.")
+        return "\n".join(lines)
+
+    return table
+
+
 def ceilings_table() -> str:
     """The machine's own limits, of the same run."""
     result = _load("training")
@@ -370,6 +402,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-mlp": speed_table("mlp"),
     "speed-conv": speed_table("conv"),
     "ceilings": ceilings_table,
+    "time-fast": time_table("fast"),
     "scaling": scaling_table,
 }
 

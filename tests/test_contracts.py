@@ -1,6 +1,7 @@
 """One contract for all parts: a new network, posterior, prior or likelihood is one more line in a list here."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from vaelab import specs
 from vaelab.likelihoods import BernoulliImage, softplus_sum
 from vaelab.models import VAE, Batch
+from vaelab.networks import Dropout
 from vaelab.objectives import ELBO
 from vaelab.runtime import StepNoise
 from vaelab.specs import Shape
@@ -224,3 +226,30 @@ def test_bernoulli_is_no_density_on_grey_pixels():
     assert bernoulli.is_density(binary_data=True)
     assert not bernoulli.is_density(binary_data=False)
     assert gaussian.is_density(binary_data=False)
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 15, 17), (999, 37)])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_the_share_it_should_and_keeps_the_mean(shape, p):
+    torch.manual_seed(0)
+    layer, x = Dropout(p), torch.ones(shape, requires_grad=True)
+    out = layer(x)
+    dropped = (out == 0).double().mean().item()
+    assert dropped == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / x.numel()))
+    kept = out[out != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-4, atol=0)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach(), msg="of ones the gradient is what was multiplied by")
+    assert layer.eval()(x) is x
+
+
+def test_dropouts_mask_depends_on_the_seed_and_not_on_the_memorys_order():
+    layer, x = Dropout(0.3), torch.rand(40, 4, 15, 17) + 1
+    drawn = []
+    for seed, order in ((0, torch.contiguous_format), (0, torch.channels_last), (1, torch.channels_last)):
+        torch.manual_seed(seed)
+        drawn.append(layer(x.contiguous(memory_format=order)))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    neighbours = torch.stack([drawn[1].permute(0, 2, 3, 1).flatten()[i::4] == 0 for i in range(4)]).double()
+    assert (torch.corrcoef(neighbours) - torch.eye(4)).abs().max() < 0.05, "four masks share a random word"

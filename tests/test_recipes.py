@@ -11,6 +11,7 @@ SMALL_CONV = ["--encoder-conv-channels", "4", "8", "--decoder-conv-channels", "8
 FILES = {
     "conv-warmup": (["--epochs", "3", "--kl-warmup-epochs", "1", *SMALL_CONV], ["anim_1_to_9.gif", "anim_pi_digits.gif"]),
     "mlp": (["--epochs", "2"], ["latent_space.png", "samples.png"]),
+    "fast": (["--epochs", "2"], ["samples.png", "reconstructions.png", "loss_curve.png"]),
     "burda-vae": (["--epochs", "2", "--kl-warmup-epochs", "1"], ["samples.png", "loss_curve.png"]),
     "mlp-2d": (
         ["--epochs", "2"],

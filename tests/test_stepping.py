@@ -35,10 +35,10 @@ MLP = override(recipe("mlp"), data="digits", epochs=3, kl_warmup_epochs=1.0, **T
 RUNS = {
     # Noise for the latents and for the pixels, a rising weight on the rate, a learning rate that changes each step.
     "binarized": override(MLP, protocol="dynamic", schedule="cyclic", cycle_epochs=1.0),
-    # Running means, weight decay, clipped gradients, motion; without dropout, whose numbers the compiler draws itself.
+    # Running means, weight decay, clipped gradients, motion, dropout, averaged weights.
     "conv-beta": override(
         recipe("conv-beta"), data="digits", epochs=2, kl_warmup_epochs=1.0, warmup_epochs=1.0, batch_size=96,
-        encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.0,
+        encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.1,
         decoder_hidden_dims=(16,), augment_prob=0.5, ema_decay=0.9,
     ),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from vaelab.config import Run
-from vaelab.data.datasets import BATCH, Dataset, Split, unit
+from vaelab.data.datasets import BATCH, Dataset
 from vaelab.evaluate import annealed, latents
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
@@ -107,7 +107,7 @@ def examine(
         history, failure: what its folder says of its training.
         images: of each split, at most.
     """
-    x = unit(data.train.x[: max(images, 1)]).double()
+    x = data.train.rows(slice(max(images, 1))).x.double()
     support = "real" if run.likelihood is not None and run.likelihood.word == "gaussian" else "binary"
     if model is not None:
         support = model.likelihood_head.support
@@ -148,9 +148,7 @@ def examine(
 
 
 def _first(data: Dataset, split: str, count: int) -> Dataset:
-    part = data.split(split)
-    cut = Split(part.x[:count], None if part.y is None else part.y[:count], part.index[:count])
-    return replace(data, **{split: cut})
+    return replace(data, **{split: data.split(split).first(count)})
 
 
 # --- judging --------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Subject:
     @property
     def workers(self) -> int:
         """Threads that score images side by side."""
-        return torch.get_num_threads() if self.data.train.x.device.type == "cpu" else 1
+        return torch.get_num_threads() if self.data.train.device.type == "cpu" else 1
 
     def bound_protocol(self, how: str, rows: int | None = None) -> str:
         """The protocol of a bound."""
@@ -243,7 +243,7 @@ def _nll_key(s: Subject) -> str:
 
 def _compiles(s: Subject) -> bool:
     """By what is asked for, not by what is left of it: an evaluation that goes on does as it did."""
-    return _rows(s) * s.plan.num_samples >= WORTH_COMPILING and can_compile(s.data.train.x.device)
+    return _rows(s) * s.plan.num_samples >= WORTH_COMPILING and can_compile(s.data.train.device)
 
 
 def _importance(s: Subject, **options: Any) -> Iterator[Rows]:
@@ -258,7 +258,7 @@ def _importance(s: Subject, **options: Any) -> Iterator[Rows]:
 
 def _bf16(s: Subject) -> bool:
     if s.plan.precision == "auto":
-        return has_fast_bf16(s.data.train.x.device)
+        return has_fast_bf16(s.data.train.device)
     return s.plan.precision == "bf16"
 
 

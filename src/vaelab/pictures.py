@@ -94,7 +94,7 @@ def _first_of_each_class(data: Dataset, count: int) -> Tensor:
         for label in np.unique(labels):
             rank[labels == label] = np.arange((labels == label).sum())
         rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
-    return split.rows(rows.to(split.x.device)).x
+    return split.rows(rows.to(split.device)).x
 
 
 def _latent(scene: Scene) -> bytes:

@@ -1,6 +1,7 @@
 """Splits and protocols: which images are trained on, which are held out, and what is done to their pixels.
 
-A data set that fits in memory lives as one tensor on the computing device; there is no ``DataLoader`` on this path.
+A data set that fits in memory lives as one tensor on the computing device; one that does not is mapped from a file, of
+which each batch takes its rows. There is no ``DataLoader`` on either path.
 
 Shapes: N images, B batch, C H W image.
 """
@@ -8,6 +9,7 @@ Shapes: N images, B batch, C H W image.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,6 +26,8 @@ from vaelab.models import Batch
 from vaelab.runtime import Noise, RowNoise
 from vaelab.specs import Shape
 
+log = logging.getLogger("vaelab")
+
 Protocol = Literal["grey", "dynamic", "static", "threshold"]
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -39,29 +43,49 @@ BATCH = 500  # images at a time, where nothing is learned from them
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set, on one device.
+    """One part of a data set.
 
     Args:
-        x: (N, C, H, W), uint8 in 0..255 or float32 in 0..1.
+        x: (M, C, H, W), uint8 in 0..255 or float32 in 0..1, on the computing device; or mapped from a file.
         y: (N,) class numbers, or None.
         index: (N,) row numbers in the source's files.
+        where: (N,) which rows of x these are; None: all. Images that stay on disk are not copied apart.
     """
 
     x: Tensor
     y: Tensor | None
     index: Tensor
+    where: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches are."""
+        return self.index.device
 
     def mean(self) -> Tensor:
         """The mean image (C, H, W), in [0, 1]."""
-        total = sum(unit(part).sum(0, dtype=torch.float64) for part in self.x.split(BATCH))
+        total = sum(part.sum(0, dtype=torch.float64) for part in self.pieces())
         return (torch.as_tensor(total) / len(self)).float()
 
+    def pieces(self) -> Iterator[Tensor]:
+        """All images in order, some hundreds at a time, in [0, 1]."""
+        for start in range(0, len(self), BATCH):
+            yield self.rows(slice(start, start + BATCH)).x
+
+    def first(self, count: int) -> Split:
+        """Its first images, at most so many."""
+        y = None if self.y is None else self.y[:count]
+        if self.where is None:
+            return Split(self.x[:count], y, self.index[:count])
+        return Split(self.x, y, self.index[:count], self.where[:count])
+
     def to(self, device: torch.device | str) -> Split:
-        """The same split on another device."""
-        return Split(self.x.to(device), None if self.y is None else self.y.to(device), self.index.to(device))
+        """The same split on another device; images that stay on disk follow batch by batch."""
+        x = self.x.to(device) if self.where is None else self.x
+        return Split(x, None if self.y is None else self.y.to(device), self.index.to(device), self.where)
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """A batch of these rows, with pixels as floats in [0, 1]."""
@@ -71,10 +95,14 @@ class Split:
     def raw(self, rows: Tensor | slice) -> Batch:
         """A batch of these rows, with pixels as they are kept."""
 
-        def take(values: Tensor) -> Tensor:
+        def take(values: Tensor, rows: Tensor | slice = rows) -> Tensor:
             return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
-        return Batch(take(self.x), None if self.y is None else take(self.y), take(self.index))
+        y, index = None if self.y is None else take(self.y), take(self.index)
+        if self.where is None:
+            return Batch(take(self.x), y, index)
+        on_disk = take(self.where, rows if isinstance(rows, slice) else rows.cpu())
+        return Batch(take(self.x, on_disk).to(self.device, non_blocking=True), y, index)
 
 
 @dataclass(frozen=True)
@@ -138,7 +166,7 @@ class Dataset:
     def batches(self, name: str, batch_size: int) -> Iterator[tuple[Batch, Noise]]:
         """A split as it is scored: every row in order, the last partial batch too, and the noise of its rows."""
         for start in range(0, len(self.split(name)), batch_size):
-            noise = RowNoise(EVALUATION_SEED, start, self.train.x.device)
+            noise = RowNoise(EVALUATION_SEED, start, self.train.device)
             yield self.scored(name, slice(start, start + batch_size)), noise
 
     def to(self, device: torch.device | str) -> Dataset:
@@ -147,7 +175,10 @@ class Dataset:
 
     def sha256(self, name: str) -> str:
         """The hash of a split's images, all bytes in order."""
-        return hashlib.sha256(np.ascontiguousarray(self.split(name).x.cpu().numpy()).tobytes()).hexdigest()
+        split, digest = self.split(name), hashlib.sha256()
+        for start in range(0, len(split), BATCH):
+            digest.update(np.ascontiguousarray(split.raw(slice(start, start + BATCH)).x.cpu().numpy()).data)
+        return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
         """What must stand beside every number: sizes, pixels, and hashes of the images as they are scored."""
@@ -179,6 +210,8 @@ def load(
         (1437, 180, 180, (1, 28, 28))
     """
     pool = find(source, reading or Reading())
+    if isinstance(pool.train.x, np.memmap):
+        return _streamed(pool, protocol, validation_size, test_size)
     parts = _split(pool, validation_size, test_size)
     binary = pool.train.binary and (pool.test is None or pool.test.binary)
     if not binary and protocol != "grey":
@@ -192,6 +225,21 @@ def load(
         for images, index in zip(parts, _indices(pool, parts), strict=True)
     ]
     return Dataset(pool.name, protocol, *splits, binary=binary or protocol != "grey", classes=pool.train.classes)
+
+
+def _streamed(pool: Pool, protocol: Protocol, validation_size: float | None, test_size: float | None) -> Dataset:
+    """Images that stay on disk, as three splits that share them."""
+    if protocol != "grey":
+        raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
+                         "disk as they are used: leave it out, or binarize the file itself")  # fmt: skip
+    images = pool.train
+    log.info("%s: %s images stay on disk and are read as they are used", pool.name, f"{len(images.x):,}")
+    x, y = torch.from_numpy(images.x), None if images.y is None else torch.from_numpy(images.y)
+    splits = [
+        Split(x, None if y is None else y[rows], rows, rows)
+        for rows in map(torch.from_numpy, _rows(pool, validation_size, test_size))
+    ]
+    return Dataset(pool.name, protocol, *splits, binary=False, classes=images.classes)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -220,6 +268,12 @@ def binarize_batch(batch: Batch, noise: Noise) -> Batch:
 
 
 def _split(pool: Pool, validation_size: float | None, test_size: float | None) -> list[Images]:
+    train, validation, test = _rows(pool, validation_size, test_size)
+    return [_take(pool.train, train), _take(pool.train, validation), pool.test or _take(pool.train, test)]
+
+
+def _rows(pool: Pool, validation_size: float | None, test_size: float | None) -> list[NDArray[np.int64]]:
+    """Which of the pool's images are trained on, held out for validation, and, without a test set, for test."""
     if pool.test is not None and test_size is not None:
         raise UsageError(f"{pool.name} has a test set of its own ({len(pool.test.x)} images): leave --test-size out")
     if validation_size is None:
@@ -232,8 +286,7 @@ def _split(pool: Pool, validation_size: float | None, test_size: float | None) -
             f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out"
         )
     order = _order(pool)
-    train, validation, test = np.split(order, [total - held_out - tested, total - tested])
-    return [_take(pool.train, train), _take(pool.train, validation), pool.test or _take(pool.train, test)]
+    return np.split(order, [total - held_out - tested, total - tested])
 
 
 def _order(pool: Pool) -> NDArray[np.int64]:

@@ -119,8 +119,8 @@ def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | 
         FailureError: if the folder is empty, a file is no image, or the sizes differ.
         UsageError: if the folder is split into train and test already.
     """
-    files, classes = _list_images(root)
-    pixels = [_read_image(path, image_size) for path, _ in files]
+    files, classes = list_images(root)
+    pixels = [read_image(path, image_size) for path, _ in files]
     for (path, _), picture in zip(files, pixels, strict=True):
         if picture.shape[:2] != pixels[0].shape[:2]:
             sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in (pixels[0], picture)]
@@ -138,7 +138,8 @@ def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | 
     return Images(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)), labels, classes)
 
 
-def _list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | None]:
+def list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | None]:
+    """The files of a folder with the numbers of their classes, and the classes' names, if it has sub-folders."""
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     folders = [path for path in visible if path.is_dir()]
     if folders and len(folders) < len(visible):
@@ -163,7 +164,7 @@ def _list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | 
     return files, classes
 
 
-def _read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """One image as (H, W, 3) uint8."""
     try:
         with Image.open(path) as opened:
@@ -232,7 +233,7 @@ def as_images(
         raise FailureError(f"{name} holds {array.dtype}: images are integers in 0..255 or floats in 0..1")
     if array.size == 0:
         raise FailureError(f"{name} is empty: its shape is {array.shape}")
-    x = _to_nchw(array, name, image_size, channels)
+    x = np.ascontiguousarray(to_nchw(array, name, image_size, channels))
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).sum())
         raise FailureError(f"{name} holds {bad} values that are NaN or infinite: clean it first")
@@ -253,9 +254,14 @@ def as_images(
     return Images(((x.astype(np.float32) - bottom) / (top - bottom)).astype(np.float32))
 
 
-def _to_nchw(
+def to_nchw(
     array: NDArray[np.generic], name: str, image_size: tuple[int, int] | None, channels: int | None
 ) -> NDArray[np.generic]:
+    """An array of images as (N, C, H, W), a view of it where it can be.
+
+    Raises:
+        UsageError: if the layout cannot be told, or is not what was said.
+    """
     if array.ndim == 2:
         planes = channels or 1
         side = math.isqrt(array.shape[1] // planes)
@@ -286,4 +292,4 @@ def _to_nchw(
         raise UsageError(
             f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out"
         )
-    return np.ascontiguousarray(x)
+    return x

@@ -27,6 +27,7 @@ from vaelab.data.readers import (
     read_idx_pair,
     unpacked,
 )
+from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
 
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -72,7 +73,8 @@ def find(source: str, reading: Reading) -> Pool:
             raise UsageError("idx files say themselves what they hold: leave out --image-size, --channels and --range")
         return _idx_pool(path.name, found)
     if path.is_dir():
-        return Pool(path.name, read_folder(path, reading.image_size, reading.channels))
+        streamed = stream_folder(path, reading.image_size, reading.channels, _cache("images"))
+        return Pool(path.name, streamed or read_folder(path, reading.image_size, reading.channels))
     if path.suffix in (".npy", ".npz"):
         return _array_pool(path, reading)
     raise UsageError(f"--data {source}: give a folder of images, a .npy or .npz file, or a folder of idx files")
@@ -181,6 +183,10 @@ def _same_shape(pool: Pool) -> Pool:
 
 
 def _array_pool(path: Path, reading: Reading) -> Pool:
+    if path.suffix == ".npy":
+        streamed = stream_array(path, reading.image_size, reading.channels, reading.value_range)
+        if streamed is not None:
+            return Pool(path.stem, streamed)
     arrays = read_array_file(path)
 
     def images(key: str, labels: str) -> Images:

@@ -10,7 +10,7 @@ import math
 import torch
 
 from vaelab.config import Run
-from vaelab.data.datasets import BATCH, Dataset, Split, unit
+from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms
@@ -75,7 +75,7 @@ def grey_floor(split: Split) -> float:
     (45.53 nats on MNIST's test set) and is no likelihood.
     """
     total = 0.0
-    for start in range(0, len(split), BATCH):
-        x = unit(split.x[start : start + BATCH]).double()
+    for piece in split.pieces():
+        x = piece.double()
         total += float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum())
     return total / len(split)

@@ -111,7 +111,7 @@ def importance_rows(
         raise UsageError(f"--num-samples {num_samples}: must be at least 1")
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
     scorer = _Scorer(model, data, split, num_samples, bf16)
-    limit = _CPU_DECODES if data.train.x.device.type == "cpu" else _GPU_DECODES
+    limit = _CPU_DECODES if data.train.device.type == "cpu" else _GPU_DECODES
     decodes = min(limit, memory // (workers * decode_bytes(model)))
     if decodes < 1:
         raise UsageError(f"--memory {memory}: one image alone takes {workers * decode_bytes(model)} bytes to decode")
@@ -173,7 +173,7 @@ class _Scorer:
 
     def score(self, rows: slice, decodes: int) -> Values:
         """Bounds and effective sample size of these rows."""
-        device = self.data.train.x.device
+        device = self.data.train.device
         batch = self.data.scored(self.split, rows)
         # A block of rows shares a generator elsewhere; here an image has thousands of samples and one of its own.
         noise = SampleNoise(RowNoise(EVALUATION_SEED, rows.start, device, block=1), self.num_samples)

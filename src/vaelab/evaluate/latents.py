@@ -116,7 +116,7 @@ def encode(model: VAE, data: Dataset, split: str, *, limit: int | None = None, b
     count = len(data.split(split)) if limit is None else min(limit, len(data.split(split)))
     if count < 1:
         raise UsageError(f"no image of {data.name} {split} to encode: limit {limit}, {len(data.split(split))} images")
-    device = data.train.x.device
+    device = data.train.device
     training = model.training
     model.eval()
     try:

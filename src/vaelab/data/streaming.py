@@ -1,0 +1,142 @@
+"""Images that are too many for memory: they stay on disk, mapped and not read, as bytes (or floats) in one file.
+
+A ``.npy`` file is mapped where it lies. A folder of images is decoded once, into the user's cache folder, under a name
+made from the names, sizes and times of its files: when one of them changes it is decoded anew.
+
+Shapes: N images, C channels, H W sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from vaelab.data.readers import Images, Range, list_images, read_image, to_nchw
+from vaelab.errors import FailureError
+
+log = logging.getLogger("vaelab")
+
+STREAMED = 2**30  # bytes of pixels from which on images stay on disk
+PIECE = 256  # images at a time, where all are gone through
+
+
+def stream_array(
+    path: Path, image_size: tuple[int, int] | None, channels: int | None, value_range: Range
+) -> Images | None:
+    """Map the images of a ``.npy`` file, if its values can be used as they are: bytes in 0..255, or float32 in 0..1.
+
+    Returns:
+        None if they fit into memory, or would have to be converted and so read into it.
+
+    Raises:
+        FailureError: on NaN and on values outside the range.
+        UsageError: if the layout cannot be told.
+    """
+    if path.stat().st_size < STREAMED:
+        return None
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except ValueError:  # damaged, or no array: who reads it whole says which
+        return None
+    as_bytes = array.dtype == np.uint8 and value_range in ("auto", "byte")
+    as_floats = array.dtype == np.float32 and value_range in ("auto", "unit")
+    if not (as_bytes or as_floats):
+        return None
+    x = to_nchw(array, str(path), image_size, channels)
+    low, high = np.inf, -np.inf
+    for start in range(0, len(x), PIECE):
+        piece = x[start : start + PIECE]
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        if not np.isfinite(low + high):
+            raise FailureError(f"{path} holds values that are NaN or infinite: clean it first")
+    if as_bytes and high <= 1:
+        return None  # binary images, which are kept as 0 and 255
+    if as_floats and not 0 <= low <= high <= 1:
+        raise FailureError(f"{path} holds values from {low:g} to {high:g}, outside 0..1: rescale them, or say "
+                           "what they mean with --range")  # fmt: skip
+    return Images(cast(NDArray[np.uint8] | NDArray[np.float32], x))
+
+
+def stream_folder(root: Path, image_size: tuple[int, int] | None, channels: int | None, cache: Path) -> Images | None:
+    """Map the images of a folder, decoded once into ``cache``; see ``readers.read_folder`` for what is done to each.
+
+    Returns:
+        None if they fit into memory.
+
+    Raises:
+        FailureError: if a file is no image, the sizes differ, or the disk is too small.
+    """
+    files, classes = list_images(root)
+    height, width = read_image(files[0][0], image_size).shape[:2]
+    planes = 1 if channels == 1 else 3
+    shape = (len(files), planes, height, width)
+    if np.prod(shape, dtype=np.int64) < STREAMED:
+        return None
+    path = cache / f"{_key(root, [file for file, _ in files], image_size, channels)}.npy"
+    if not path.exists():
+        _decode([file for file, _ in files], shape, image_size, path, may_be_grey=channels is None)
+    labels = np.array([label for _, label in files], np.int64) if classes else None
+    return Images(np.load(path, mmap_mode="c"), labels, classes)
+
+
+def _key(root: Path, files: Sequence[Path], image_size: tuple[int, int] | None, channels: int | None) -> str:
+    described = [(str(file.relative_to(root)), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    content = json.dumps([1, image_size, channels, described])  # 1: how pixels are made of files
+    return f"{root.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _decode(
+    files: Sequence[Path], shape: tuple[int, int, int, int], image_size: tuple[int, int] | None, path: Path, *,
+    may_be_grey: bool,
+) -> None:  # fmt: skip
+    """Decode files into a new array file; one that is interrupted leaves nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise FailureError(f"{len(files):,} decoded images take {needed / 1e9:.1f} GB, and {path.parent} has "
+                           f"{free / 1e9:.1f} GB free: give a smaller --image-size, or set XDG_CACHE_HOME")  # fmt: skip
+    log.info("decoding %s images once, into %s (%.1f GB)", f"{len(files):,}", path, needed / 1e9)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".decoding-") as folder:
+        target = Path(folder) / "images.npy"
+        array = open_memmap(target, "w+", np.uint8, shape)
+        grey = may_be_grey
+        starts = range(0, len(files), PIECE)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in track(starts, "decoding", console=Console(stderr=True), transient=True):
+                some = files[start : start + PIECE]
+                for i, (file, picture) in enumerate(
+                    zip(some, pool.map(lambda f: read_image(f, image_size), some), strict=True)
+                ):
+                    if picture.shape[:2] != shape[2:]:
+                        sizes = [f"{width}x{height}" for height, width in (shape[2:], picture.shape[:2])]
+                        raise FailureError(f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
+                                           "give --image-size HEIGHT WIDTH to scale and crop them")  # fmt: skip
+                    grey = grey and bool((picture == picture[..., :1]).all())
+                    array[i] = _planes(picture, shape[1])
+        if grey:
+            coloured, target = array, Path(folder) / "grey.npy"
+            array = open_memmap(target, "w+", np.uint8, (shape[0], 1, *shape[2:]))
+            for start in starts:
+                array[start : start + PIECE] = coloured[start : start + PIECE, :1]
+        array.flush()
+        target.replace(path)
+
+
+def _planes(picture: NDArray[np.uint8], planes: int) -> NDArray[np.uint8]:
+    """(H, W, 3) as (planes, H, W)."""
+    return np.asarray(Image.fromarray(picture).convert("L"))[None] if planes == 1 else picture.transpose(2, 0, 1)
