@@ -121,6 +121,8 @@ class CompiledStep:
         try:
             if self._function is None:
                 self._function = self._compile(objective, batch)
+            if batch.x.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
                 *gradients, terms = self._function(*self._inputs(objective, batch, noise))
         except (CannotCompileError, *compile_errors()) as error:
@@ -176,6 +178,10 @@ class CompiledStep:
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
         # to be torch's, not the compiler's.
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "fallback_random": True}
+        if batch.x.is_cuda:  # the whole step is launched at once; what it changes in place stays where it is
+            options["triton.cudagraphs"] = True
+            for tensor in (*self._state.values(), *(() if self.update is None else self.update.state)):
+                torch._dynamo.mark_static_address(tensor, guard=False)
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
 
 
@@ -258,7 +264,7 @@ class AdamUpdate:
     def _numbers(self, settings: dict[str, Any]) -> Tensor:
         rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
         numbers = rate / (1 - first**t), (1 - second**t) ** 0.5, 1 - rate * settings["weight_decay"]
-        return torch.tensor(numbers, device=self.state[0].device)
+        return on_device(torch.tensor(numbers), self.state[0].device)
 
     @torch.no_grad()
     def __call__(
@@ -353,12 +359,17 @@ class _Weights:
         values = {name: value for name, value in fields if isinstance(value, float)}
         if values != self._values:
             self._values = values
-            self._tensors = [torch.tensor(value, device=self._device) for value in values.values()]
+            self._tensors = [on_device(torch.tensor(value), self._device) for value in values.values()]
         return self._tensors
 
     def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
         """The objective with tensors in place of them."""
         return cast(Objective, replace(cast(Any, objective), **dict(zip(self._values, tensors, strict=True))))
+
+
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Some numbers of the host on the device, without waiting for it."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 def _together(groups: Group, losses: Loss) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
