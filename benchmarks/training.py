@@ -58,7 +58,9 @@ class Options:
     scaling: bool = False
     """Measure how cost grows instead: with batch, width, image size and number of images."""
     side: str | None = None
-    """Be this side, in this process (used by the benchmark itself)."""
+    """Be this side, in this process, on these images (used by the benchmark itself)."""
+    train: Path = Path()
+    test: Path = Path()
     seed: int = 0
 
 
@@ -177,7 +179,8 @@ def command(name: str, seed: int, paths: tuple[str, str, str], options: Options)
         arguments = [*paths[:2], str(options.epochs), str(seed), str(options.threads)]
         return [str(python_of(environment)), str(HERE / "peers" / script), *arguments]
     threads = options.threads // (side.processes if side else 1)
-    given = {"seed": seed, "epochs": options.epochs, "steps": options.steps, "threads": threads}
+    given = {"seed": seed, "epochs": options.epochs, "steps": options.steps, "threads": threads, "train": paths[0],
+             "test": paths[1]}  # fmt: skip
     ours = [__file__, "--side", name, *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
     if side is None or side.processes == 1:
         return [sys.executable, *ours]
@@ -207,7 +210,7 @@ def train(options: Options) -> dict[str, Any]:
     settings = {**work, **dict(side.settings)}
     run = v.override(base, **settings, epochs=options.epochs, seed=options.seed)
     with team(torch.device("cpu")) as together:
-        trainer = Trainer(run, all_of_mnist(), torch.device("cpu"), together)
+        trainer = Trainer(run, images(options), torch.device("cpu"), together)
         result: dict[str, Any] = {"seconds": []}
         if side.work == "mlp":
             for _ in range(options.epochs):
@@ -230,11 +233,10 @@ def timed(trainer: Trainer, steps: int) -> float:
     return time.perf_counter() - started
 
 
-def all_of_mnist() -> v.data.Dataset:
+def images(options: Options) -> v.data.Dataset:
     """60,000 images an epoch, as the peers: no validation split is taken from them."""
-    with tempfile.TemporaryDirectory() as folder:
-        train, test, _ = save_images(Path(folder))
-        parts = [v.data.Split(torch.from_numpy(x), None, torch.arange(len(x))) for x in (np.load(train), np.load(test))]
+    train, test = (torch.from_numpy(np.load(path)) for path in (options.train, options.test))
+    parts = [v.data.Split(x, None, torch.arange(len(x))) for x in (train, test)]
     return v.data.Dataset("mnist", "grey", parts[0], parts[1], parts[1], binary=False, classes=None)
 
 
@@ -252,8 +254,9 @@ def ceilings(options: Options) -> dict[str, float]:
     result: dict[str, float] = {}
     for kind, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         products = mlp_products(kind)
+        convolutions = conv_products(kind, images(options))
         result[f"mlp products {name} (ms a step)"] = sum(clock(product) for product in products) * 1e3
-        result[f"conv products {name} (ms a step)"] = sum(clock(product, 5) for product in conv_products(kind)) * 1e3
+        result[f"conv products {name} (ms a step)"] = sum(clock(product, 5) for product in convolutions) * 1e3
         large = torch.randn(1024, 1024).to(kind)
         result[f"large product {name} (GFLOP/s)"] = 2 * 1024**3 / clock(lambda large=large: large @ large, 10) / 1e9
     memory = torch.empty(64 * 2**20, dtype=torch.uint8)
@@ -284,9 +287,9 @@ def mlp_products(kind: torch.dtype) -> list[Callable[[], object]]:
     return found
 
 
-def conv_products(kind: torch.dtype) -> list[Callable[[], object]]:
+def conv_products(kind: torch.dtype, data: v.data.Dataset) -> list[Callable[[], object]]:
     """The convolutions and matrix products of a step of conv-beta's network at batch 256, forward and backward."""
-    model = Trainer(v.override(v.recipes.conv_beta(), compile="off"), all_of_mnist(), torch.device("cpu")).model
+    model = Trainer(v.override(v.recipes.conv_beta(), compile="off"), data, torch.device("cpu")).model
     found: list[Callable[[], object]] = []
     x = torch.rand(256, 1, 28, 28)
     seen: list[tuple[torch.nn.Module, torch.Tensor]] = []

@@ -120,6 +120,7 @@ class CompiledStep:
             return self.plain(objective, batch, noise)
         try:
             if self._function is None:
+                log.info("compiling the training step, once: 5 to 60 s (--compile off does without)")
                 self._function = self._compile(objective, batch)
             if batch.x.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
