@@ -158,7 +158,8 @@ def speed_table(work: str) -> Callable[[], str]:
         rivals = [name for name in chosen if SIDES[name].peer] or chosen[:1]
         against = [f"{SIDES[name].what.partition(',')[0]} ÷ this" for name in rivals]
         score = [] if work == "conv" else ["test −ELBO"]
-        heads = ["", "seconds an epoch", *against, *score, "first epoch or steps (s)", "memory (MiB)"]
+        start = "first epoch (s)" if score else "first 5 steps (s)"
+        heads = ["", "seconds an epoch", *against, *score, start, "memory (MiB)"]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name in chosen:
             rows = [repeat[name] for repeat in result["repeats"]]

@@ -351,21 +351,25 @@ class _Weights:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._values: dict[str, float] = {}
+        self._names: tuple[str, ...] | None = None
+        self._values: list[float] = []
         self._tensors: list[Tensor] = []
 
     def of(self, objective: Objective) -> list[Tensor]:
-        """Its numbers."""
-        fields = ((field.name, getattr(objective, field.name)) for field in dataclasses.fields(cast(Any, objective)))
-        values = {name: value for name, value in fields if isinstance(value, float)}
+        """Its numbers: the fields that were floats at the first call. Whole numbers are counts, and stay as they are."""
+        if self._names is None:
+            fields = dataclasses.fields(cast(Any, objective))
+            self._names = tuple(field.name for field in fields if isinstance(getattr(objective, field.name), float))
+        values = [float(getattr(objective, name)) for name in self._names]
         if values != self._values:
             self._values = values
-            self._tensors = [on_device(torch.tensor(value), self._device) for value in values.values()]
+            self._tensors = [on_device(torch.tensor(value), self._device) for value in values]
         return self._tensors
 
     def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
         """The objective with tensors in place of them."""
-        return cast(Objective, replace(cast(Any, objective), **dict(zip(self._values, tensors, strict=True))))
+        given = dict(zip(self._names or (), tensors, strict=True))
+        return cast(Objective, replace(cast(Any, objective), **given))
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
