@@ -356,7 +356,7 @@ class _Weights:
         self._tensors: list[Tensor] = []
 
     def of(self, objective: Objective) -> list[Tensor]:
-        """Its numbers: the fields that were floats at the first call. Whole numbers are counts, and stay as they are."""
+        """Its numbers: what was a float at the first call. Whole numbers are counts, and stay as they are."""
         if self._names is None:
             fields = dataclasses.fields(cast(Any, objective))
             self._names = tuple(field.name for field in fields if isinstance(getattr(objective, field.name), float))
