@@ -100,14 +100,16 @@ def recipes_table() -> str:
             continue
         metrics = _own(result)
         published = "–"
+        if "distortion" in entry.published:
+            published = f"reconstruction {entry.published['distortion']:.2f}, KL {entry.published['rate']:.2f}"
         if "objective" in entry.published:
             ours = metrics["objective"]["value"]
-            published = (f"reconstruction {entry.published['distortion']:.2f}, KL {entry.published['rate']:.2f}, "
-                         f"weighted sum {entry.published['objective']:.2f} (ours: {ours:.2f})")  # fmt: skip
+            published += f", weighted sum {entry.published['objective']:.2f} (ours: {ours:.2f})"
         cells = [_number(metrics[key]) for key in ("distortion", "rate", "negative_elbo")]
         threads = result["resolved"]["threads"]
         minutes = result["median_epoch_seconds"] * result["epochs"] / 60
-        time = f"{minutes:.0f} min on {threads} core{'s' if threads > 1 else ''}"
+        length = f"{minutes:.0f} min" if minutes >= 1 else f"{minutes * 60:.0f} s"
+        time = f"{length} on {threads} core{'s' if threads > 1 else ''}"
         rows.append(f"| `{name}` | {' | '.join(cells)} | {published} | {result['epochs']} | {time} |")
     return "\n".join(rows)
 
@@ -223,6 +225,17 @@ def ceilings_table() -> str:
         values = [row[key] for row in rows]
         lines.append(f"| {key} | {statistics.median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
     return "\n".join([*lines, f"\n{_measured_by(result)}."])
+
+
+def streaming_table() -> str:
+    """Training from disk against training from memory."""
+    result = _load("streaming")
+    if result is None:
+        return "(not measured yet)"
+    ratio, steps = result["ratio"], result["ms_per_step"]
+    range_ = f"{ratio['least']:.2f} to {ratio['most']:.2f}"
+    return (f"From disk at {ratio['median']:.2f} ({range_}) of the speed from memory: {steps['disk']:.0f} against "
+            f"{steps['memory']:.0f} ms a step. `{result['command']}`: {result['what']}; {result['threads']} threads, {result['machine']}.")  # fmt: skip
 
 
 def scaling_table() -> str:
@@ -405,6 +418,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ceilings": ceilings_table,
     "time-fast": time_table("fast"),
     "scaling": scaling_table,
+    "streaming": streaming_table,
 }
 
 

@@ -23,7 +23,8 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
-        facts = [f"source {entry.source}", f"{entry.minutes:.0f} min on one CPU core"]
+        length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
+        facts = [f"source {entry.source}", f"{length} on one CPU core"]
         facts += [f"published (MNIST test): {published}"] if published else []
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")
