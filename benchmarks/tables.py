@@ -234,8 +234,10 @@ def streaming_table() -> str:
         return "(not measured yet)"
     ratio, steps = result["ratio"], result["ms_per_step"]
     range_ = f"{ratio['least']:.2f} to {ratio['most']:.2f}"
-    return (f"From disk at {ratio['median']:.2f} ({range_}) of the speed from memory: {steps['disk']:.0f} against "
-            f"{steps['memory']:.0f} ms a step. `{result['command']}`: {result['what']}; {result['threads']} threads, {result['machine']}.")  # fmt: skip
+    speeds = f"{steps['disk']:.0f} against {steps['memory']:.0f} ms a step"
+    where = f"{result['threads']} threads, {result['machine']}"
+    return (f"From disk at {ratio['median']:.2f} ({range_}) of the speed from memory: {speeds}. "
+            f"`{result['command']}`: {result['what']}; {where}.")  # fmt: skip
 
 
 def scaling_table() -> str:
