@@ -203,7 +203,7 @@ def run(line: list[str]) -> dict[str, Any]:
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Train as one of vaelab's sides; the seconds of epochs (of the conv network: extrapolated from its steps)."""
+    """Train as one of vaelab's sides; the seconds of epochs (conv: of its first steps, then of extrapolated epochs)."""
     assert options.side is not None
     side = SIDES[options.side]
     torch.set_num_threads(options.threads)
@@ -221,8 +221,7 @@ def train(options: Options) -> dict[str, Any]:
             model = trainer.model.eval()
             distortion, rate = elbo_terms(model, trainer.data.batches("test", 500))
             return {**result, "distortion": float(distortion.mean()), "rate": float(rate.mean())}
-        result["start"] = timed(trainer, WARM_UP)
-        result["seconds"] = [result["start"]]
+        result["seconds"].append(timed(trainer, WARM_UP))
         for _ in range(3):
             result["seconds"].append(timed(trainer, options.steps) / options.steps * trainer.steps_per_epoch)
         return {**result, "memory": memory()}

@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -175,10 +176,17 @@ class Dataset:
 
     def sha256(self, name: str) -> str:
         """The hash of a split's images, all bytes in order."""
+        if name in self._digests:
+            return self._digests[name]
         split, digest = self.split(name), hashlib.sha256()
         for start in range(0, len(split), BATCH):
             digest.update(np.ascontiguousarray(split.raw(slice(start, start + BATCH)).x.cpu().numpy()).data)
-        return digest.hexdigest()
+        return self._digests.setdefault(name, digest.hexdigest())
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Hashes that were asked for: of a large file each costs a reading of it."""
+        return {}
 
     def record(self) -> dict[str, Any]:
         """What must stand beside every number: sizes, pixels, and hashes of the images as they are scored."""
