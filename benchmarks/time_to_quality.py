@@ -72,7 +72,7 @@ def main() -> None:
                   f"{row['distortion']:.2f}, KL {row['rate']:.2f}"
                   f"{', beats the published' if published and beaten else ''}", flush=True)  # fmt: skip
     content = {
-        "command": f"python benchmarks/time_to_quality.py --recipe {options.recipe} --threads {options.threads}",
+        "command": " ".join(["python benchmarks/time_to_quality.py", *sys.argv[1:]]),
         "what": "from process start to the test result; 10,000 test images, grey pixels, 1 posterior sample",
         "machine": cpu_name(), "published": published, "rows": rows, "gap": gap(rows),
     }  # fmt: skip

@@ -179,10 +179,10 @@ def test_unknown_flags_of_other_commands(run, capsys):
 
 
 def test_an_output_folder_that_holds_another_run_is_left_alone(run, capsys):
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
     assert main([*TRAIN, "--out", str(run)]) == 2
     assert "holds a run already: go on with it by --resume" in complaint(capsys)
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before
 
 
 def test_an_output_folder_with_other_files_or_a_file_is_left_alone(tmp_path, capsys):

@@ -19,7 +19,7 @@ import torch
 from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import UsageError
-from vaelab.figures_tuning import tuning as picture
+from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, cross
 from vaelab.recipes import recipe

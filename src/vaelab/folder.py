@@ -126,6 +126,18 @@ class RunFolder:
         """Add one epoch's record."""
         append_line(self.path / "history.jsonl", record)
 
+    def best_epoch(self) -> int:
+        """The epoch whose weights are the best.
+
+        Raises:
+            FailureError: if its history or checkpoint is lost.
+        """
+        history, state = self.history(), self.load_last()
+        if not history or state is None:
+            lost = f"{self.path} has lost its history.jsonl or last.pt"
+            raise FailureError(f"{lost}: go on with it by --resume, or train it again")
+        return history[-1]["epoch"] if state["best"] is None else state["best"][1]
+
     def cut_history(self, step: int) -> None:
         """Drop the records of steps that a resume will take again."""
         kept = [record for record in self.history() if record["step"] <= step]

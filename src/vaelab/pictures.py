@@ -1,41 +1,59 @@
-"""The files that a run draws into its folder: which figure, of what, under which name."""
+"""What is drawn of a run: which figure, of what, under which name.
+
+``Scene`` holds what pictures are made of, computed once; ``DRAW`` names the pictures. The command line, the files that
+a recipe names, and the report draw from here.
+"""
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from vaelab import figures
+from vaelab import figures, media
 from vaelab.checkpoint import write_bytes
-from vaelab.config import Picture, Run
+from vaelab.config import Picture, Run, override
 from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.errors import UsageError
+from vaelab.evaluate import importance, latents
+from vaelab.evaluate.neighbours import nearest_images
+from vaelab.evaluate.pieces import join
+from vaelab.figures import How, Way
+from vaelab.folder import RunFolder
+from vaelab.media import Content
 from vaelab.models import VAE
-from vaelab.train import Epoch
+from vaelab.train import Epoch, load_data, load_model, require_same_data
 
 log = logging.getLogger("vaelab")
 
 PI = "314159265358979"  # 15 digits: long enough to feel like pi, short enough to watch
-GIF_SIDE = 140
-GIF_LEVELS = 32  # shades: a GIF of all 256 is three times the size and looks the same
-FRAMES_PER_SECOND = 25
+MAPPED = 5000  # images of a map, at most
+ROWS = 10  # of traversals
+WEIGHED = (100, 500)  # images, and importance samples of each
+COMPARED = 200  # samples whose closest training images are looked for
+SEARCHED = 60_000  # training images that are looked through, at most
+PROGRESS = "progress"  # the folder of a run's pictures of its training
+TRAINING_FPS = 8
 
 
+@final
 @dataclass(frozen=True)
 class Scene:
-    """What a picture is drawn from. Pictures look at the validation split: the test set is not for looking at."""
+    """What pictures are drawn from. They look at the validation split: the test set is not for looking at.
+
+    Args:
+        run, model, data, history: the run.
+        epoch: that of the model.
+    """
 
     run: Run
     model: VAE
@@ -45,7 +63,313 @@ class Scene:
 
     def title(self, what: str) -> str:
         """A title that says what is shown, of which run, and when."""
-        return f"{what}\n{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
+        return f"{what}\n{self.where}"
+
+    @property
+    def where(self) -> str:
+        """Of which run, and when."""
+        return f"{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
+
+    @cached_property
+    def codes(self) -> latents.Codes:
+        """Of the first validation images."""
+        return latents.encode(self.model, self.data, "validation", limit=MAPPED)
+
+    @property
+    def means(self) -> NDArray[np.float32]:
+        """(N, D), the posterior means of the same images."""
+        return self.codes.loc.astype(np.float32)
+
+    @property
+    def order(self) -> list[int]:
+        """The latent dimensions, the most telling first: by rate, or by the variance of means where it is unknown."""
+        rate = self.codes.rate
+        return np.argsort(-(latents.variance_of_means(self.codes) if rate is None else rate.mean(0))).tolist()
+
+    @property
+    def rate(self) -> NDArray[np.float64] | None:
+        """(D,), the mean rate of each dimension; None where it is unknown."""
+        return None if self.codes.rate is None else self.codes.rate.mean(0)
+
+    def typical(self, count: int) -> Tensor:
+        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones."""
+        means, y = self.means, self.codes.y
+        if y is None:
+            return torch.from_numpy(means[:count])
+        closest = [typical_rows(means, y, label)[0] for label in np.unique(y)]
+        return torch.from_numpy(means[closest][:count])
+
+
+def scene_of(path: Path) -> Scene:
+    """The scene of a run folder: its best model, and the data that it was trained on.
+
+    Raises:
+        UsageError: if there is no run.
+        FailureError: if files are damaged or the data have changed.
+    """
+    folder = RunFolder.open(path)
+    model, data, history = load_model(path), load_data(folder.run), folder.history()
+    require_same_data(folder, data)
+    return Scene(folder.run, model, data, history, folder.best_epoch())
+
+
+def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
+    """The rows of a class, the closest to its mean first."""
+    rows = np.flatnonzero(y == label)
+    return rows[((means[rows] - means[rows].mean(0)) ** 2).sum(1).argsort(kind="stable")]
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def samples(scene: Scene) -> Content:
+    """Images that the model makes up: means of p(x|z) for z from the prior."""
+    return figures.samples(scene.model, title=scene.title("Samples: z from the prior"))
+
+
+def reconstructions(scene: Scene) -> Content:
+    """Validation images above their reconstructions."""
+    x = _first_of_each_class(scene.data, 30)
+    return figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions"))
+
+
+def latent(scene: Scene, how: How = "auto") -> Content:
+    """Where the codes of validation images lie: two latent dimensions as they are, more by principal components."""
+    found = figures.project(scene.means, how)
+    words = {"own": "", "pca": ", by principal components", "tsne": ", by t-SNE", "umap": ", by UMAP"}[found.how]
+    what = f"Posterior means of {len(scene.codes):,} validation images{words}"
+    return figures.latent_map(found, scene.codes.y, scene.data.classes, title=scene.title(what))
+
+
+def manifold(scene: Scene) -> Content:
+    """What a two-dimensional latent space decodes to, on a grid."""
+    what = "Learned manifold: a grid of equal prior probability, decoded"
+    return figures.manifold(scene.model, title=scene.title(what))
+
+
+def traversals(scene: Scene) -> Content:
+    """What each latent dimension does, those of the highest rate first, from a typical image."""
+    code = scene.typical(1)[0]
+    what = "Traversals of a typical image, by rate"
+    return figures.traversals(scene.model, code, scene.order[:ROWS], scene.rate, title=scene.title(what))
+
+
+def interpolation(scene: Scene) -> Content:
+    """From one typical image to another, along a straight line and along a great circle."""
+    codes = scene.typical(8)
+    half = len(codes) // 2
+    if half < 1:
+        raise UsageError("an interpolation needs at least 2 validation images")
+    what = "Interpolation between codes of validation images"
+    return figures.interpolation(scene.model, codes[:half], codes[half : 2 * half], title=scene.title(what))
+
+
+def arithmetic(scene: Scene) -> Content:
+    """Sums of the mean codes of classes, a - b + c."""
+    classes, y = scene.data.classes, scene.codes.y
+    present = [] if y is None or not classes else np.unique(y).tolist()
+    if len(present) < 3 or not classes:
+        raise UsageError(f"{scene.data.name} has no three classes: arithmetic adds and subtracts their mean codes")
+    count = len(present)
+    triples = [[present[i % count], present[(i + 3) % count], present[(i + 7) % count]] for i in range(min(6, count))]
+    triples = [triple for triple in triples if len(set(triple)) == 3] or [present[:3]]
+    mean = {label: scene.means[y == label].mean(0) for label in present}
+    a, b, c = (torch.from_numpy(np.stack([mean[triple[k]] for triple in triples])) for k in range(3))
+    names = [(classes[x], classes[y], classes[z]) for x, y, z in triples]
+    return figures.arithmetic(scene.model, (a, b, c), names, title=scene.title("Arithmetic of classes' mean codes"))
+
+
+def kl_bars(scene: Scene) -> Content:
+    """How many nats each latent dimension carries."""
+    if scene.rate is None:
+        raise UsageError("the rate of single dimensions is not known for this posterior and prior")
+    used = int((scene.rate >= 0.1).sum())
+    what = (f"Rate of each dimension over {len(scene.codes):,} validation images: {scene.rate.sum():.2f} nats in all, "
+            f"{used} of {len(scene.rate)} dimensions with 0.1 or more")  # fmt: skip
+    return figures.kl_bars(scene.rate, title=scene.title(what))
+
+
+def rate_distortion(scene: Scene) -> Content:
+    """How rate and distortion of the validation images moved in training."""
+    what = "Rate and distortion of the validation images; on a line $-$ELBO is the same"
+    return figures.rate_distortion({"": scene.history}, title=scene.title(what))
+
+
+def weights(scene: Scene) -> Content:
+    """Whether importance sampling of log p(x) has settled, and how many samples count."""
+    data = scene.data
+    if not scene.model.is_density(binary_data=data.binary):
+        data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)
+    images, count = WEIGHED
+    parts = importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images)
+    values = join([part for _, part in parts])
+    bounds = {int(name[2:]): value for name, value in values.items() if name.startswith("k=")}
+    title = scene.title(f"Importance sampling of {len(values['ess'])} validation images, {data.pixels}")
+    return figures.importance_weights(bounds, values["ess"], title=title)
+
+
+def neighbours(scene: Scene) -> Content:
+    """Samples above the training images closest to them: does the model repeat what it has seen?"""
+    made = figures.decode(scene.model, figures.sample_prior(scene.model, COMPARED, 0))
+    smooth = figures.decode(scene.model, torch.from_numpy(scene.means[:COMPARED]))
+    searched = scene.data.train.first(SEARCHED)
+    found, held_out = nearest_images(made, searched, 4), nearest_images(smooth, searched)
+    shown = 10
+    rows = torch.from_numpy(found.rows[:shown]).flatten().to(searched.device)
+    nearest = searched.rows(rows).x.unflatten(0, (min(shown, len(made)), -1))
+    medians = np.median(found.distances[:, 0]), np.median(held_out.distances[:, 0])
+    what = (f"Samples, and the closest of {len(searched):,} training images\n"
+            f"median distance {medians[0]:.2f}; of reconstructed validation images {medians[1]:.2f}; "
+            "0 is a copy")  # fmt: skip
+    return figures.neighbours(made[:shown], nearest, found.distances[:shown], title=scene.title(what))
+
+
+def loss_curve(scene: Scene) -> Content:
+    """Loss and its two terms over the epochs."""
+    return figures.loss_curve(scene.history, title=f"{scene.run.recipe} on {scene.data.name}")
+
+
+def training_history(scene: Scene) -> Content:
+    """Loss, both its terms, learning rate and beta over the epochs."""
+    return figures.training_history(scene.history, title=f"{scene.run.recipe} on {scene.data.name}")
+
+
+def progress(scene: Scene) -> Content:
+    """One picture of a film of the training: validation images, their reconstructions, samples of the same z."""
+    columns = 10
+    x = _first_of_each_class(scene.data, columns)
+    with torch.no_grad():
+        x_hat = figures.decode(scene.model, scene.model.posterior(x).mean)
+    made = figures.decode(scene.model, figures.sample_prior(scene.model, 3 * columns, 0))
+    return figures.tile(torch.cat([_full_row(x, columns), _full_row(x_hat, columns), made]), columns, gap=1)
+
+
+def _full_row(images: Tensor, columns: int) -> Tensor:
+    return torch.cat([images.cpu(), images.new_full((columns - len(images), *images.shape[1:]), 0.5).cpu()])
+
+
+def _first_of_each_class(data: Dataset, count: int) -> Tensor:
+    """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
+    split = data.validation
+    count = min(count, len(split))
+    rows = torch.arange(count)
+    if split.y is not None:
+        labels = split.y.cpu().numpy()
+        rank = np.zeros(len(labels), np.int64)
+        for label in np.unique(labels):
+            rank[labels == label] = np.arange((labels == label).sum())
+        rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
+    return split.rows(rows.to(split.device)).x
+
+
+# --- films ----------------------------------------------------------------------------------------------------------
+
+
+def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
+    """Frames (F, C, H, W) that move through the codes of real validation images, in the order of ``digits``.
+
+    Each digit is one image's code (the most typical of its class); a digit that comes again is another image of its
+    class, so that the walk does not stand still.
+
+    Args:
+        model: the model.
+        data: a data set with classes.
+        digits: class names of one character each.
+        frames: frames from one digit to the next.
+        hold: frames of rest on each digit.
+        way: along straight lines or great circles.
+
+    Raises:
+        UsageError: if the data have no classes or not these.
+    """
+    split = data.validation
+    if split.y is None or not data.classes:
+        raise UsageError(f"{data.name} has no classes: an animation moves between classes of images")
+    unknown = [digit for digit in digits if digit not in data.classes]
+    if unknown or len(digits) < 2:
+        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
+        raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
+    codes = _codes(model, split)
+    labels = split.y.cpu().numpy()
+    seen: dict[str, int] = {}
+    path: list[Any] = []
+    for digit in digits:
+        rows = typical_rows(codes, labels, data.classes.index(digit))
+        if len(rows) == 0:
+            raise UsageError(f"the validation split has no image of class {digit!r}")
+        path.append(codes[rows[seen.get(digit, 0) % len(rows)]])
+        seen[digit] = seen.get(digit, 0) + 1
+    return figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold, way=way)
+
+
+def animation(model: VAE, data: Dataset, digits_: str, *, frames: int = 16, hold: int = 6) -> bytes:
+    """A looping GIF of ``digits``."""
+    return media.gif(digits(model, data, digits_, frames=frames, hold=hold))
+
+
+def wandering(scene: Scene, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
+    """Frames that move through typical images, one of each class where there are classes."""
+    return figures.walk(scene.model, scene.typical(10), frames=frames, hold=hold, way=way)
+
+
+def swinging(scene: Scene, *, frames: int = 16, span: float = 3.0) -> Tensor:
+    """Frames in which each of the most telling dimensions swings from -span to span and back, all side by side."""
+    dimensions = scene.order[:ROWS]
+    swing = span * torch.sin(torch.linspace(0, 2 * torch.pi, 4 * frames + 1)[:-1])
+    codes = figures.traverse(scene.typical(1)[0], dimensions, swing)  # (R, F, D)
+    images = figures.decode(scene.model, codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).transpose(0, 1)
+    columns = min(5, len(dimensions))
+    return torch.stack([torch.from_numpy(figures.tile(frame, columns, gap=1)).permute(2, 0, 1) for frame in images])
+
+
+def training_film(folder: Path) -> bytes:
+    """A GIF of how a run's pictures changed over its epochs, made of those in its folder ``progress``.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    files = sorted((folder / PROGRESS).glob("epoch_*.png"))
+    if not files:
+        raise UsageError(f"{folder / PROGRESS} holds no pictures of the training: this recipe does not draw them")
+    frames: list[Image.Image] = []
+    for file in files:
+        with Image.open(file) as picture:
+            frames.append(media.captioned(picture, f"epoch {int(file.stem.split('_')[1])}", scale=2))
+    rest = [frames[-1]] * (2 * TRAINING_FPS)
+    return media.gif_of([*frames, *rest], TRAINING_FPS)
+
+
+def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
+    """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
+    starts = range(0, len(split), BATCH)
+    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
+
+
+# --- by name --------------------------------------------------------------------------------------------------------
+
+# What can be drawn of any run by its name alone; the doc string says what it shows.
+FIGURES: Mapping[str, Callable[[Scene], Content]] = {
+    "samples": samples,
+    "reconstructions": reconstructions,
+    "latent": latent,
+    "manifold": manifold,
+    "traversals": traversals,
+    "interpolation": interpolation,
+    "arithmetic": arithmetic,
+    "kl_bars": kl_bars,
+    "rate_distortion": rate_distortion,
+    "weights": weights,
+    "neighbours": neighbours,
+    "loss_curve": loss_curve,
+    "training_history": training_history,
+}
+
+DRAW: Mapping[str, Callable[[Scene], Content]] = {
+    **FIGURES,
+    "progress": progress,
+    "animation_1_to_9": lambda scene: digits(scene.model, scene.data, "19"),
+    "animation_pi": lambda scene: digits(scene.model, scene.data, PI),
+}
 
 
 def draw_each_epoch(epoch: Epoch) -> None:
@@ -63,142 +387,10 @@ def draw_at_end(run: Run, model: VAE, data: Dataset, history: list[dict[str, Any
 
 def _draw(pictures: list[Picture], scene: Scene, folder: Path) -> None:
     for picture in pictures:
-        name = picture.file.format(epoch=scene.epoch)
+        file = folder / picture.file.format(epoch=scene.epoch)
         try:
-            content = DRAW[picture.draw](scene)
+            content = media.encode(DRAW[picture.draw](scene), file.suffix)
         except UsageError as error:  # what a recipe draws may not fit these data: that is no reason to lose the rest
-            log.info("%s is left out: %s", name, error)
+            log.info("%s is left out: %s", file.name, error)
         else:
-            write_bytes(folder / name, content)
-
-
-def _samples(scene: Scene) -> bytes:
-    return png(figures.samples(scene.model, title=scene.title("Samples: z from the prior")))
-
-
-def _reconstructions(scene: Scene) -> bytes:
-    x = _first_of_each_class(scene.data, 30)
-    return png(
-        figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions"))
-    )
-
-
-def _first_of_each_class(data: Dataset, count: int) -> Tensor:
-    """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
-    split = data.validation
-    count = min(count, len(split))
-    rows = torch.arange(count)
-    if split.y is not None:
-        labels = split.y.cpu().numpy()
-        rank = np.zeros(len(labels), np.int64)
-        for label in np.unique(labels):
-            rank[labels == label] = np.arange((labels == label).sum())
-        rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
-    return split.rows(rows.to(split.device)).x
-
-
-def _latent(scene: Scene) -> bytes:
-    split = scene.data.validation
-    codes = _codes(scene.model, split)
-    labels = None if split.y is None else split.y.cpu().numpy()
-    what = "Posterior means of the validation images"
-    return png(figures.latent_map(codes, labels, scene.data.classes, title=scene.title(what)))
-
-
-def _manifold(scene: Scene) -> bytes:
-    what = "Learned manifold: a grid of equal prior probability, decoded"
-    return png(figures.manifold(scene.model, title=scene.title(what)))
-
-
-def _loss_curve(scene: Scene) -> bytes:
-    return png(figures.loss_curve(scene.history, title=f"{scene.run.recipe} on {scene.data.name}"))
-
-
-def _training_history(scene: Scene) -> bytes:
-    return png(figures.training_history(scene.history, title=f"{scene.run.recipe} on {scene.data.name}"))
-
-
-def _animation(digits: str) -> Callable[[Scene], bytes]:
-    return lambda scene: animation(scene.model, scene.data, digits)
-
-
-DRAW: dict[str, Callable[[Scene], bytes]] = {
-    "samples": _samples,
-    "reconstructions": _reconstructions,
-    "latent": _latent,
-    "manifold": _manifold,
-    "loss_curve": _loss_curve,
-    "training_history": _training_history,
-    "animation_1_to_9": _animation("19"),
-    "animation_pi": _animation(PI),
-}
-
-
-# --- animation ------------------------------------------------------------------------------------------------------
-
-
-def animation(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: int = 6) -> bytes:
-    """A looping GIF that moves through the codes of real validation images, in the order of ``digits``.
-
-    Each digit is one image's code (the most typical of its class); a digit that comes again is another image of its
-    class, so that the walk does not stand still.
-
-    Args:
-        model: the model.
-        data: a data set with classes.
-        digits: class names of one character each.
-        frames: frames from one digit to the next.
-        hold: frames of rest on each digit.
-
-    Raises:
-        UsageError: if the data have no classes or not these.
-    """
-    split = data.validation
-    if split.y is None or not data.classes:
-        raise UsageError(f"{data.name} has no classes: an animation moves between classes of images")
-    unknown = [digit for digit in digits if digit not in data.classes]
-    if unknown or len(digits) < 2:
-        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
-        raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
-    codes = _codes(model, split)
-    labels = split.y.cpu().numpy()
-    seen: dict[str, int] = {}
-    path: list[Any] = []
-    for digit in digits:
-        of_class = codes[labels == data.classes.index(digit)]
-        if len(of_class) == 0:
-            raise UsageError(f"the validation split has no image of class {digit!r}")
-        nearest = ((of_class - of_class.mean(0)) ** 2).sum(1).argsort()
-        path.append(of_class[nearest[seen.get(digit, 0) % len(nearest)]])
-        seen[digit] = seen.get(digit, 0) + 1
-    return gif(figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold))
-
-
-def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
-    """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
-    starts = range(0, len(split), BATCH)
-    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
-
-
-# --- encoding -------------------------------------------------------------------------------------------------------
-
-
-def png(figure: Figure, dpi: int = 144) -> bytes:
-    """Encode a figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def gif(frames: Tensor) -> bytes:
-    """Encode frames (F, C, H, W) in [0, 1] as a GIF that loops forever, enlarged so that it can be looked at."""
-    height, width = frames.shape[2:]
-    scale = max(1, round(GIF_SIDE / max(height, width)))
-    large = interpolate(frames.float(), size=(height * scale, width * scale), mode="bicubic").clamp(0, 1)
-    shades = (large * (GIF_LEVELS - 1)).round() * (255 / (GIF_LEVELS - 1))
-    pixels = shades.byte().cpu().permute(0, 2, 3, 1).numpy()
-    images = [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
-    buffer = io.BytesIO()
-    duration = 1000 // FRAMES_PER_SECOND
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False)
-    return buffer.getvalue()
+            write_bytes(file, content)

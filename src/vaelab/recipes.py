@@ -43,6 +43,7 @@ def mlp() -> Run:
         decoder=specs.MLPDecoder((512,)),
         training=Training(epochs=30, batch_size=128),
         pictures=(
+            Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("latent", "latent_space.png"),
             Picture("samples", "samples.png"),
             Picture("reconstructions", "reconstructions.png"),
@@ -61,6 +62,7 @@ def mlp_2d() -> Run:
         training=Training(epochs=20, batch_size=128),
         schedule=specs.Constant(1e-3),
         pictures=(
+            Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("loss_curve", "loss_curve.png"),
             Picture("reconstructions", "recon_epoch_{epoch}.png", every=1),
             Picture("samples", "samples.png"),
@@ -79,6 +81,7 @@ def conv_2d() -> Run:
         training=Training(epochs=30, batch_size=128),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
         pictures=(
+            Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("manifold", "manifold.png"),
             Picture("samples", "samples.png"),
             Picture("latent", "latent_2d.png"),
@@ -99,6 +102,7 @@ def conv_warmup() -> Run:
         schedule=specs.Plateau(1e-3, lr_factor=0.5, lr_patience=2, min_lr=1e-5),
         training=Training(epochs=40, batch_size=128, patience=6),
         pictures=(
+            Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("animation_1_to_9", "anim_1_to_9.gif"),
             Picture("animation_pi", "anim_pi_digits.gif"),
             Picture("samples", "samples.png"),
@@ -123,6 +127,7 @@ def conv_beta() -> Run:
         augment=Augment(rotate=5.0, shift=1.0, augment_prob=0.1),
         training=Training(epochs=120, batch_size=256, clip_norm=1.0),
         pictures=(
+            Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("samples", "samples_epoch_{epoch}.png", every=10),
             Picture("reconstructions", "recon_epoch_{epoch}.png", every=10),
             Picture("training_history", "training_history.png", every=10),

@@ -25,10 +25,10 @@ from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.data.datasets import Dataset
 from vaelab.errors import FailureError, UsageError
-from vaelab.figures_tuning import tuning as picture
+from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
-from vaelab.pictures import png
+from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
 from vaelab.recommend import Recommendation, Setting, recommend

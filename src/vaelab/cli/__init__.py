@@ -20,7 +20,7 @@ from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.measuring import evaluate
 from vaelab.cli.reproducing import reproduce
-from vaelab.cli.showing import animate, reconstruct, sample
+from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, traverse
 from vaelab.cli.training import recipes, run_training, train
 from vaelab.cli.tuning import tune_latent
 from vaelab.errors import FailureError, UsageError, did_you_mean
@@ -35,7 +35,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "sample": sample,
     "reconstruct": reconstruct,
+    "traverse": traverse,
+    "interpolate": interpolate,
     "animate": animate,
+    "draw": draw,
     "reproduce": reproduce,
     "tune-latent": tune_latent,
 }

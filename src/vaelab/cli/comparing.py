@@ -42,7 +42,7 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         out: the PNG to write; default: compare-NAME-NAME.png in the current folder.
         json: print JSON instead of tables; a picture is drawn then only with --out.
     """
-    from vaelab import comparison, figures, pictures
+    from vaelab import comparison, figures, media
 
     measured = comparison.gather(runs)
     target = None if json and out is None else _target(out, [run.name for run in measured])
@@ -57,7 +57,7 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         print(text.get(), end="")
     if target is not None:
         models = {run.name: run.model for run in measured}
-        picture = pictures.png(figures.comparison(_curves(measured), models))
+        picture = media.png(figures.comparison(_curves(measured), models))
         if json:
             from vaelab.checkpoint import write_bytes
 

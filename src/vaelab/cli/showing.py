@@ -1,50 +1,59 @@
-"""Commands that show what a model does: ``sample``, ``reconstruct``, ``animate``."""
+"""Commands that show what a model does, as pictures and films: from ``sample`` to ``animate``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
 
 from vaelab.cli.common import Output, RunPath, config, opened, target_file, write
-from vaelab.errors import UsageError
+from vaelab.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Theme = Literal["light", "dark"]
+Way = Literal["linear", "spherical"]
+How = Literal["auto", "own", "pca", "tsne", "umap"]
 
 
-def sample(run: RunPath, /, num: int = 64, seed: int = 0, out: Output = None) -> None:
-    """Draw images from the prior: z ~ p(z), mean of p(x|z), as one PNG.
+def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light", out: Output = None) -> None:
+    """Draw images from the prior: z ~ p(z), mean of p(x|z), as one picture.
 
     Args:
         num: how many.
         seed: another seed draws other images.
-        out: the PNG to write; default: RUN/sample-seedN.png.
+        theme: for a light or a dark page.
+        out: the PNG, SVG or PDF to write; default: RUN/sample-seedN.png.
     """
-    from vaelab import figures, pictures
+    from vaelab import figures, media
     from vaelab.train import load_model
 
-    if num < 1:
-        raise UsageError(f"--num {num}: must be at least 1")
+    _at_least("--num", num, 1)
     target = target_file(run, out, f"sample-seed{seed}.png")
-    write(
-        target,
-        pictures.png(figures.samples(load_model(run), num, seed=seed, title=f"{run.name}: samples, seed {seed}")),
-    )
+    with figures.theme(theme):
+        figure = figures.samples(load_model(run), num, seed=seed, title=f"{run.name}: samples, seed {seed}")
+        write(target, media.encode(figure, target.suffix))
 
 
 def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["train", "validation", "test"] = "test",
-                num: int = 30, out: Output = None) -> None:  # fmt: skip
-    """Show images and their reconstructions, as one PNG.
+                num: int = 30, theme: Theme = "light", out: Output = None) -> None:  # fmt: skip
+    """Show images and their reconstructions, as one picture.
 
     Args:
         images: a folder or array of your own images, of the size that the run was trained on; default: the run's data.
         split: the run's images to take.
         num: how many, from the first on.
-        out: the PNG to write; default: RUN/reconstruct-SPLIT.png.
+        theme: for a light or a dark page.
+        out: the PNG, SVG or PDF to write; default: RUN/reconstruct-SPLIT.png.
     """
-    from vaelab import figures, pictures
+    from vaelab import figures, media
     from vaelab.data.sources import NAMED, Reading, find
     from vaelab.train import load_model
 
-    if num < 1:
-        raise UsageError(f"--num {num}: must be at least 1")
+    _at_least("--num", num, 1)
     if images is None:
         _, model, data = opened(run)
         batch, _ = next(data.batches(split, num))
@@ -66,21 +75,177 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
         x, what = unit(torch.from_numpy(pool.train.x[:num])), Path(images).stem
     target = target_file(run, out, f"reconstruct-{what}.png")
     title = f"{run.name}: images ({what}) and their reconstructions"
-    write(target, pictures.png(figures.reconstructions(model, x, title=title)))
+    with figures.theme(theme):
+        write(target, media.encode(figures.reconstructions(model, x, title=title), target.suffix))
 
 
-def animate(run: RunPath, /, digits: str = "19", frames: int = 16, out: Output = None) -> None:
-    """Move through latent space from class to class: a GIF through the codes of real images.
+def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: float = 3.0, steps: int = 11,
+             theme: Theme = "light", out: Output = None) -> None:  # fmt: skip
+    """Show what each latent dimension does: a row each, by falling rate, from the code of one image.
 
     Args:
-        digits: the classes to pass through, in order; the walk returns to the first.
-        frames: frames from one to the next.
-        out: the GIF to write; default: RUN/animate-DIGITS.gif.
+        image: the validation image to start from, counted from 0; default: a typical one.
+        rows: how many dimensions, those of the highest rate.
+        span: the largest value of a dimension; its rows go from -span to span.
+        steps: images a row.
+        theme: for a light or a dark page.
+        out: the PNG, SVG or PDF to write; default: RUN/traverse.png.
     """
-    from vaelab import pictures
+    from vaelab import figures, media
+    from vaelab.pictures import scene_of
+
+    _at_least("--rows", rows, 1)
+    _at_least("--steps", steps, 2)
+    if not 0 < span < 100:
+        raise UsageError(f"--span {span:g}: must be greater than 0 and less than 100")
+    target = target_file(run, out, "traverse.png" if image is None else f"traverse-{image}.png")
+    scene = scene_of(run)
+    code = scene.typical(1)[0] if image is None else _codes(scene.means, [image], "--image")[0]
+    start = "a typical validation image" if image is None else f"validation image {image}"
+    with figures.theme(theme):
+        figure = figures.traversals(scene.model, code, scene.order[:rows], scene.rate, span=span, steps=steps,
+                                    title=scene.title(f"Traversals of {start}, by rate"))  # fmt: skip
+        write(target, media.encode(figure, target.suffix))
+
+
+def interpolate(
+    run: RunPath,
+    /,
+    images: Annotated[tuple[int, ...], tyro.conf.arg(metavar="ROW ROW ...")] = (),
+    steps: int = 12,
+    way: Way = "linear",
+    theme: Theme = "light",
+    out: Output = None,
+) -> None:
+    """Go from one image to another through latent space: a row along the line, one along the great circle; or a GIF.
+
+    Args:
+        images: two validation images, or four for two pairs, and so on, counted from 0; default: typical ones.
+        steps: images from one to the other; of a GIF or MP4, frames.
+        way: of a GIF or MP4: along straight lines or great circles. A picture shows both.
+        theme: for a light or a dark page.
+        out: the PNG, SVG, PDF, GIF or MP4 to write; default: RUN/interpolate.png.
+    """
+    import torch
+
+    from vaelab import figures, media
+    from vaelab.pictures import scene_of
+
+    _at_least("--steps", steps, 2)
+    if len(images) % 2:
+        raise UsageError(f"--images {' '.join(map(str, images))}: give two for each pair")
+    target = target_file(run, out, "interpolate.png")
+    scene = scene_of(run)
+    codes = _codes(scene.means, images, "--images") if images else scene.typical(8)
+    codes = codes[: len(codes) // 2 * 2]
+    if len(codes) < 2:
+        raise UsageError("an interpolation needs at least 2 validation images")
+    if target.suffix in media.FILMS:
+        write(target, media.encode(figures.walk(scene.model, codes, frames=steps, way=way), target.suffix))
+        return
+    half = len(codes) // 2
+    a, b = (codes[0::2], codes[1::2]) if images else (codes[:half], codes[half:])
+    title = scene.title("Interpolation between codes of validation images")
+    with figures.theme(theme), torch.no_grad():
+        write(target, media.encode(figures.interpolation(scene.model, a, b, steps=steps, title=title), target.suffix))
+
+
+def draw(
+    run: RunPath,
+    figure: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = (),
+    /,
+    map: How = "auto",
+    theme: Theme = "light",
+    format: Literal["png", "svg", "pdf"] = "png",
+    out: Path | None = None,
+) -> None:
+    """Draw figures of a run, all that fit it or those that are named, into a folder.
+
+    Args:
+        figure: samples, reconstructions, latent, manifold, traversals, interpolation, arithmetic, kl_bars,
+            rate_distortion, weights, neighbours, loss_curve, training_history; default: all that fit.
+        map: how codes get on the plane of the figure latent: their own two dimensions, PCA, t-SNE or UMAP; auto: own
+            or PCA.
+        theme: for a light or a dark page.
+        format: png (two pixels a point), or svg or pdf (lines stay lines).
+        out: the folder; default: RUN/figures. What it holds under the same names is replaced.
+    """
+    from vaelab import figures, media, pictures
+
+    for name in figure:
+        if name not in pictures.FIGURES:
+            raise UsageError(f"no figure {name!r}{did_you_mean(name, pictures.FIGURES)}")
+    scene = pictures.scene_of(run)
+    folder = out or run / "figures"
+    with figures.theme(theme):
+        for name in figure or pictures.FIGURES:
+            try:
+                made = pictures.latent(scene, map) if name == "latent" else pictures.FIGURES[name](scene)
+            except UsageError as error:
+                if figure:
+                    raise
+                print(f"{name} is left out: {error}")
+            else:
+                write(folder / f"{name}.{format}", media.encode(made, f".{format}"))
+
+
+def animate(
+    run: RunPath,
+    /,
+    digits: str | None = None,
+    of: Literal["classes", "images", "traversal", "training"] = "classes",
+    frames: int = 16,
+    way: Way = "linear",
+    out: Output = None,
+) -> None:
+    """Move through latent space, from class to class, image to image or along each dimension, or watch the training.
+
+    Args:
+        digits: the classes to pass through, in order (default: 19); the walk returns to the first.
+        of: classes: through codes of real images of those classes; images: through typical ones, where there are no
+            classes; traversal: along each of the most telling dimensions; training: the epochs, where the recipe drew
+            them.
+        frames: frames from one to the next.
+        way: along straight lines or great circles.
+        out: the GIF or MP4 to write; default: RUN/animate-DIGITS.gif, animate-images.gif and so on.
+    """
+    from vaelab import media, pictures
 
     if not 1 <= frames <= 500:
         raise UsageError(f"--frames {frames}: must be from 1 to 500")
-    target = target_file(run, out, f"animate-{digits}.gif")
-    _, model, data = opened(run)
-    write(target, pictures.animation(model, data, digits, frames=frames))
+    if digits is not None and of != "classes":
+        raise UsageError(f"--digits {digits} names classes, and --of {of} passes through none: leave one out")
+    classes = "19" if digits is None else digits
+    target = target_file(run, out, f"animate-{classes if of == 'classes' else of}.gif")
+    if target.suffix not in media.FILMS:
+        raise UsageError(f"--out {target}: a film is a .gif or a .mp4")
+    if of == "training":
+        if target.suffix != ".gif":
+            raise UsageError(f"--out {target}: the film of a training is a .gif")
+        write(target, pictures.training_film(run))
+        return
+    if of == "classes":
+        _, model, data = opened(run)
+        film: Tensor = pictures.digits(model, data, classes, frames=frames, way=way)
+    else:
+        scene = pictures.scene_of(run)
+        film = (pictures.wandering(scene, frames=frames, way=way) if of == "images"
+                else pictures.swinging(scene, frames=frames))  # fmt: skip
+    write(target, media.encode(film, target.suffix))
+
+
+def _codes(means: object, rows: tuple[int, ...] | list[int], flag: str) -> Tensor:
+    """The codes of these validation images."""
+    import numpy as np
+    import torch
+
+    codes = np.asarray(means)
+    for row in rows:
+        if not 0 <= row < len(codes):
+            raise UsageError(f"{flag} {row}: there are validation images 0 to {len(codes) - 1}")
+    return torch.from_numpy(codes[list(rows)])
+
+
+def _at_least(flag: str, number: int, least: int) -> None:
+    if number < least:
+        raise UsageError(f"{flag} {number}: must be at least {least}")

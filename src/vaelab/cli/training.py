@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import UsageError
 from vaelab.recipes import RECIPES, recipe
 
 
@@ -104,11 +104,8 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
         raise InterruptedRun(f"{error}; go on with: vaelab train {run.recipe} --out {folder} --resume") from error
     if not leads():
         return
-    history, state = RunFolder.open(folder).history(), RunFolder.open(folder).load_last()
-    if not history or state is None:
-        raise FailureError(f"{folder} has lost its history.jsonl or last.pt: its pictures cannot be drawn")
-    last = history[-1]
-    best_epoch = last["epoch"] if state["best"] is None else state["best"][1]
+    history = RunFolder.open(folder).history()
+    last, best_epoch = history[-1], RunFolder.open(folder).best_epoch()
     pictures.draw_at_end(run, model, data, history, best_epoch, folder)
     say("epoch %d, validation: distortion %.2f + rate %.2f nats per image", last["epoch"],
         last["validation_distortion"], last["validation_rate"])  # fmt: skip

@@ -9,13 +9,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from vaelab.figures import COLOURS, STYLE
+from vaelab.figures.planes import diagonals
+from vaelab.figures.style import COLOURS, STYLE, halo
 
 Rows = Sequence[Mapping[str, Any]]
-_HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def tuning(rows: Rows, chosen: tuple[int, float] | None = None, *, title: str = "") -> Figure:
@@ -50,7 +49,7 @@ def _plane(axes: Axes, rows: Rows, chosen: tuple[int, float] | None) -> None:
                   label=f"{size}", zorder=3)  # fmt: skip
     _ring(axes, rows, chosen, "rate", "distortion")
     axes.margins(0.12)
-    _diagonals(axes)
+    diagonals(axes)
     if len(betas) > 1:
         _name_betas(axes, rows, chosen)
     axes.set_title("Rate and distortion; grey: equal -ELBO")
@@ -70,24 +69,7 @@ def _name_betas(axes: Axes, rows: Rows, chosen: tuple[int, float] | None) -> Non
         if all(abs(at[0] - x) > 0.11 or abs(at[1] - y) > 0.05 for x, y in taken):
             taken.append(at)
             axes.annotate(rf"$\beta$ {r['beta']:g}", (r["rate"], r["distortion"]), (8, 5), fontsize=8, zorder=4,
-                          textcoords="offset points", path_effects=_HALO)  # fmt: skip
-
-
-def _diagonals(axes: Axes) -> None:
-    """Lines on which distortion + rate is a round number, named where they enter the panel."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    for total in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(left + bottom, right + top):
-        if left + bottom < total < right + top:
-            axes.plot(
-                [left, right], [total - left, total - right], color=COLOURS[3], linewidth=0.8, alpha=0.6, zorder=1
-            )
-            x = max(left, total - top)
-            offset, vertical = ((3, 1), "bottom") if x == left else ((4, -2), "top")
-            axes.annotate(f"{total:g}", (x, total - x), offset, textcoords="offset points", fontsize=7, va=vertical,
-                          color=COLOURS[8], path_effects=_HALO)  # fmt: skip
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.grid(visible=False)
+                          textcoords="offset points", path_effects=halo())  # fmt: skip
 
 
 def _likelihood(axes: Axes, rows: Rows, chosen: tuple[int, float] | None) -> None:

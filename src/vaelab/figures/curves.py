@@ -1,0 +1,144 @@
+"""Curves over the epochs, of one run and of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vaelab.figures.decoding import decode, sample_prior
+from vaelab.figures.style import COLOURS, STYLE, tile
+from vaelab.models import VAE
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Loss and distortion, and the rate beside them, over the epochs, in nats per image."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _curve(left, history, "loss", "loss", COLOURS[0])
+        _curve(left, history, "distortion", "reconstruction (distortion)", COLOURS[1])
+        _curve(right, history, "rate", "KL (rate)", COLOURS[4])
+        left.set_title("Loss and reconstruction")
+        right.set_title("KL divergence")
+        figure.suptitle(title)
+    return figure
+
+
+def training_history(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Four panels over the epochs: total loss, reconstruction, KL (with its weight), learning rate."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.4), layout="constrained")
+        panels = figure.subplots(2, 2).ravel()
+        for axes, term, colour, name in zip(
+            panels,
+            ("loss", "distortion", "rate"),
+            (COLOURS[0], COLOURS[1], COLOURS[4]),
+            ("Total loss", "Reconstruction", "KL divergence"),
+            strict=False,
+        ):
+            _curve(axes, history, term, "", colour)
+            axes.set_title(name)
+        epochs = [record["epoch"] for record in history]
+        axes = panels[3]
+        axes.plot(epochs, [record["learning_rate"] for record in history], color=COLOURS[6], label="learning rate")
+        axes.set_title("Learning rate and weight on the KL")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("learning rate")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axes.set_ylim(bottom=0)
+        weight = axes.twinx()
+        weight.plot(epochs, [record["beta"] for record in history], color=COLOURS[8], linestyle=":", label=r"$\beta$")
+        weight.set_ylabel(r"$\beta$")
+        weight.set_ylim(bottom=0)
+        weight.grid(visible=False)
+        weight.spines["right"].set_visible(True)
+        lines = [*axes.get_lines(), *weight.get_lines()]
+        axes.legend(lines, [str(line.get_label()) for line in lines], loc="lower right")
+        figure.suptitle(title)
+    return figure
+
+
+def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], term: str, name: str, colour: str) -> None:
+    epochs = [record["epoch"] for record in history]
+    prefix = f"{name}, " if name else ""
+    marker = "o" if len(epochs) == 1 else None
+    axes.plot(epochs, [r[term] for r in history], color=colour, alpha=0.55, label=f"{prefix}training", marker=marker)
+    validation = [r[f"validation_{term}"] for r in history]
+    # The monitored loss weighs the KL as at the end of the annealing, whatever the epoch.
+    ending = r" (at the final $\beta$)" if term == "loss" and history[0]["beta"] != history[-1]["beta"] else ""
+    axes.plot(epochs, validation, color=colour, linestyle="--", label=f"{prefix}validation{ending}", marker=marker)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+
+
+# --- runs side by side ----------------------------------------------------------------------------------------------
+
+
+def comparison(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[Mapping[str, Any]]]]],
+    models: Mapping[str, VAE],
+    *,
+    side: int = 6,
+    seed: int = 0,
+    title: str = "",
+) -> Figure:
+    """Runs side by side: on the left their validation curves, on the right samples from the same latent draws.
+
+    Args:
+        panels: a title and the histories by run, for each set of runs whose validation losses may share axes.
+        models: the model of each run; models of as many latent dimensions get the same z at the same place.
+        side: images a side of each run's square of samples.
+        seed: another seed draws other images.
+        title: what to write above.
+    """
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(models)}
+    square = 2.7 * max(model.shape[1] / model.shape[2] for model in models.values()) + 0.3  # inches, with its title
+    rows = max(2 if len(models) == 4 else -(-len(models) // 3), int(2.6 * len(panels) / square))
+    columns = -(-len(models) // rows)
+    height = max(square * rows + 0.3, 2.6 * len(panels))
+    with mpl.rc_context({**STYLE, "axes.spines.right": True, "axes.spines.top": True}):
+        figure = Figure(figsize=(4.6 + 2.7 * columns, height + (0.3 if title else 0)), layout="constrained")
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[4.6, 2.7 * columns])[0]
+        curves = left.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, (name, histories) in zip(curves, panels, strict=True):
+            _validation(axes, histories, colours)
+            axes.set_title(f"Validation: {name}")
+        grid = right.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for axes, (name, model) in zip(grid, models.items(), strict=False):
+            canvas = tile(decode(model, sample_prior(model, side * side, seed)), side)
+            grey = canvas.shape[2] == 1
+            axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
+                        interpolation="nearest")  # fmt: skip
+            axes.set(xticks=[], yticks=[], anchor="N")
+            axes.spines[:].set(color=colours[name], linewidth=3)  # the colour of its curve
+            axes.set_title(f"{name} (D = {model.latent_dim})")
+        for axes in grid[len(models) :]:
+            axes.set_axis_off()
+        sizes = {model.latent_dim for model in models.values()}
+        which = "the same z at the same place" + (", where the latent size D is the same" if len(sizes) > 1 else "")
+        if len(sizes) == len(models):
+            which = "each its own z, as the latent sizes D differ"
+        right.suptitle(f"Samples: {which}", fontsize=10)
+        figure.suptitle(title)
+    return figure
+
+
+def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> None:
+    r"""-ELBO on the validation images over the epochs; comparable whatever :math:`\beta` the loss was weighed with."""
+    for name, history in histories.items():
+        values = [record["validation_distortion"] + record["validation_rate"] for record in history]
+        marker = "o" if len(history) == 1 else None
+        axes.plot([r["epoch"] for r in history], values, color=colours[name], label=name, marker=marker)
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.tick_params(labelbottom=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("-ELBO, nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()

@@ -1,0 +1,170 @@
+"""Figures made of images: samples, reconstructions, the manifold, and ways through latent space.
+
+Shapes: N images, C H W image, D latent dimensions, V values, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaelab.errors import UsageError
+from vaelab.figures.decoding import Way, between, decode, sample_prior, traverse
+from vaelab.figures.style import picture, tile
+from vaelab.models import VAE
+
+
+def samples(model: VAE, count: int = 100, *, seed: int = 0, title: str = "") -> Figure:
+    """Means of p(x|z) for z drawn from the prior."""
+    pictures = decode(model, sample_prior(model, count, seed))
+    columns = int(np.ceil(np.sqrt(count)))
+    return picture(tile(pictures, columns), title or "Samples: z ~ p(z), mean of p(x|z)")
+
+
+def reconstructions(model: VAE, x: Tensor, *, columns: int = 10, title: str = "") -> Figure:
+    """Images and, below each, the mean of p(x|z) at z = mean of q(z|x)."""
+    with torch.no_grad():
+        x_hat = decode(model, model.posterior(x).mean)
+    pairs: list[Tensor] = []
+    for start in range(0, len(x), columns):
+        for images in (x, x_hat):
+            row = images[start : start + columns].cpu()
+            empty = row.new_full((columns - len(row), *row.shape[1:]), 0.5)
+            pairs.append(torch.cat([row, empty]))
+    canvas = tile(torch.cat(pairs), min(columns, len(x)) if len(x) < columns else columns)
+    figure = picture(canvas, title or "Reconstructions")
+    axes = figure.axes[0]
+    height = x.shape[2] + 2
+    axes.set_yticks([height * (i + 0.5) for i in range(len(pairs))], ["x", r"$\hat{x}$"] * (len(pairs) // 2))
+    axes.tick_params(left=False, labelleft=True)
+    return figure
+
+
+def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
+    r"""What a two-dimensional latent space decodes to, on a grid of equal probability under the prior.
+
+    A linear grid on the unit square is mapped through the inverse Gaussian CDF, so each picture stands for the same
+    prior mass.
+
+    Reference:
+        Kingma & Welling (2014), figure 4. https://arxiv.org/abs/1312.6114
+    Raises:
+        UsageError: if the model does not have exactly two latent dimensions.
+    """
+    if model.latent_dim != 2:
+        raise UsageError(f"a manifold needs 2 latent dimensions: this model has {model.latent_dim}")
+    u = (torch.arange(side) + 0.5) / side
+    ticks = torch.special.ndtri(u)
+    down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
+    pictures = decode(model, torch.stack([right, down], -1).reshape(-1, 2))
+    figure = picture(tile(pictures, side, gap=0), title or "Learned manifold")
+    axes = figure.axes[0]
+    shown = sorted({0, side // 4, side - 1 - side // 4, side - 1})  # symmetric about 0, as the grid is
+    height, width = model.shape[1:]
+    labels = [f"{ticks[i]:.1f}" for i in shown]
+    axes.set_xticks([(i + 0.5) * width for i in shown], labels)
+    axes.set_yticks([(side - i - 0.5) * height for i in shown], labels)
+    axes.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
+    axes.set_xlabel("$z_1$")
+    axes.set_ylabel("$z_2$")
+    return figure
+
+
+# --- ways through latent space --------------------------------------------------------------------------------------
+
+
+def traversals(
+    model: VAE,
+    code: Tensor,
+    dimensions: Sequence[int],
+    rate: NDArray[np.float64] | None = None,
+    *,
+    span: float = 3.0,
+    steps: int = 11,
+    title: str = "",
+) -> Figure:
+    """What each latent dimension does: a row a dimension, its value from -span to span, all others as in ``code``.
+
+    Args:
+        model: the model.
+        code: (D,), where the rows pass through.
+        dimensions: the rows, from the top; by falling rate the most telling ones come first.
+        rate: (D,), the rate of each dimension in nats, written beside its row; None where it is not known.
+        span: the largest value.
+        steps: images a row.
+        title: above the picture.
+    """
+    values = torch.linspace(-1, 1, steps, dtype=torch.float64) * span
+    images = decode(model, traverse(code, dimensions, values).flatten(0, 1))
+    figure = picture(tile(images, steps), title or "Traversals: one latent dimension a row")
+    height, width = (side + 2 for side in model.shape[1:])
+    axes = figure.axes[0]
+    names = [f"$z_{{{d + 1}}}$" + ("" if rate is None else f"  {rate[d]:.2f} nats") for d in dimensions]
+    axes.set_yticks([height * (row + 0.5) - 1 for row in range(len(dimensions))], names)
+    shown = sorted({0, steps // 2, steps - 1})
+    ticks = [f"{values[i]:+.1f}" if abs(values[i]) > 1e-9 * span else "0" for i in shown]
+    axes.set_xticks([width * (i + 0.5) - 1 for i in shown], ticks)
+    axes.tick_params(labelleft=True, labelbottom=True)
+    return figure
+
+
+def interpolation(model: VAE, a: Tensor, b: Tensor, *, steps: int = 12, title: str = "") -> Figure:
+    """From codes a to codes b (N, D): for each pair a row along the straight line and one along the great circle."""
+    t = torch.linspace(0, 1, steps)
+    ways: tuple[Way, ...] = ("linear", "spherical")
+    codes = torch.stack([between(a, b, t, way) for way in ways], 1)  # (N, 2, F, D)
+    figure = picture(tile(decode(model, codes.flatten(0, 2)), steps), title or "Interpolation")
+    height = model.shape[1] + 2
+    axes = figure.axes[0]
+    axes.set_yticks([height * (row + 0.5) - 1 for row in range(2 * len(a))], list(ways) * len(a))
+    axes.tick_params(labelleft=True)
+    return figure
+
+
+def arithmetic(
+    model: VAE, terms: tuple[Tensor, Tensor, Tensor], names: Sequence[tuple[str, str, str]], *, title: str = ""
+) -> Figure:
+    r"""Sums of codes: a, b and c (N, D), and the image of :math:`a - b + c`, a row each.
+
+    Args:
+        model: the model.
+        terms: a, b and c, such as the mean codes of classes or codes of single images.
+        names: what a, b and c of each row are.
+        title: above the picture.
+    """
+    a, b, c = terms
+    images = torch.stack([decode(model, codes) for codes in (a, b, c, a - b + c)], 1)
+    figure = picture(tile(images.flatten(0, 1), 4), title or "Arithmetic of codes: a - b + c", inches=3.6)
+    height, width = (side + 2 for side in model.shape[1:])
+    axes = figure.axes[0]
+    axes.set_xticks([width * (i + 0.5) - 1 for i in range(4)], ["a", "\u2212 b", "+ c", "="])
+    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(names))], [f"{x} \u2212 {y} + {z}" for x, y, z in names])
+    axes.tick_params(labelbottom=True, labelleft=True)
+    return figure
+
+
+def neighbours(samples: Tensor, nearest: Tensor, distances: NDArray[np.float64], *, title: str = "") -> Figure:
+    """Samples, and below each the training images closest to it: does the model repeat what it has seen?
+
+    Args:
+        samples: (N, C, H, W).
+        nearest: (N, K, C, H, W), the closest training images, the closest first.
+        distances: (N, K), their Euclidean distances from the sample, in pixels of [0, 1].
+        title: above the picture.
+    """
+    count = len(samples)
+    rows = torch.cat([samples[:, None].cpu(), nearest.cpu()], 1).transpose(0, 1)  # (1 + K, N, ...)
+    figure = picture(tile(rows.flatten(0, 1), count), title or "Samples and the closest training images")
+    height, width = (side + 2 for side in samples.shape[2:])
+    axes = figure.axes[0]
+    ranks = ["closest" if k == 0 else f"{k + 1}" for k in range(nearest.shape[1])]
+    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], ["sample", *ranks])
+    axes.set_xticks([width * (i + 0.5) - 1 for i in range(count)], [f"{d:.1f}" for d in distances[:, 0]])
+    axes.set_xlabel("distance of the closest")
+    axes.tick_params(labelleft=True, labelbottom=True)
+    return figure

@@ -1,0 +1,78 @@
+"""Figures of the latent space: where codes lie, and what each dimension carries.
+
+Shapes: N images, D latent dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from vaelab.figures.projections import Projection, project
+from vaelab.figures.style import COLOURS, STYLE, halo
+
+
+def latent_map(
+    codes: NDArray[np.float32] | Projection,
+    labels: NDArray[np.int64] | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Posterior means in the plane, coloured by class.
+
+    Args:
+        codes: (N, D), shown as they are for D = 2 and by principal components for more; or a projection of them.
+        labels: (N,) class numbers, or None.
+        classes: the names of the classes.
+        title: above the map.
+    """
+    found = codes if isinstance(codes, Projection) else project(codes)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(7, 6), layout="constrained")
+        axes = figure.subplots()
+        groups = [None] if labels is None else list(np.unique(labels))
+        for i, group in enumerate(groups):
+            rows = found.points if labels is None else found.points[labels == group]
+            label = "" if group is None else (classes[group] if classes else str(group))
+            axes.scatter(rows[:, 0], rows[:, 1], s=4, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)],
+                         label=label, rasterized=True)  # fmt: skip
+            if group is not None:  # a name on each cloud: nobody should have to match ten colours with a legend
+                x, y = np.median(rows, 0)
+                axes.text(x, y, label, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo(3))
+        if len(groups) > 1:
+            legend = axes.legend(markerscale=4, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+            for handle in legend.legend_handles:
+                if handle is not None:
+                    handle.set_alpha(1)
+        axes.set_xlabel(found.axes[0])
+        axes.set_ylabel(found.axes[1])
+        axes.set_title(title or "Posterior means")
+    return figure
+
+
+def kl_bars(rate: NDArray[np.float64], *, used: float = 0.1, title: str = "") -> Figure:
+    """The rate of each latent dimension (D,) in nats per image, the largest first; grey where it is below ``used``."""
+    order = np.argsort(-rate, kind="stable")
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        colours = [COLOURS[4] if rate[d] >= used else COLOURS[3] for d in order]
+        axes.bar(np.arange(len(rate)), rate[order], color=colours)
+        few = len(rate) <= 40
+        axes.set_xlabel("latent dimension" if few else "latent dimensions, by rate")
+        if few:
+            axes.set_xticks(np.arange(len(rate)), [str(d + 1) for d in order], fontsize=9 if len(rate) <= 24 else 7)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("rate, nats per image")
+        in_use = int((rate >= used).sum())
+        axes.set_title(
+            title or f"{in_use} of {len(rate)} dimensions carry {used:g} nats or more; {rate.sum():.2f} in all"
+        )
+    return figure

@@ -1,0 +1,80 @@
+"""What all figures share: colours, the light and the dark theme, and pictures made of pixels.
+
+Shapes: N images, C H W image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from torch import Tensor
+
+Theme = Literal["light", "dark"]
+
+# Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+
+STYLE: Any = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "font.size": 9,
+    "legend.frameon": False,
+    "grid.alpha": 0.3,
+    "axes.grid": True,
+}
+
+_INK, _PAPER = "#e4e6eb", "#15171c"
+_DARK: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), _PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    "grid.color": "#8a8f99",
+}
+
+
+@contextlib.contextmanager
+def theme(name: Theme) -> Generator[None]:
+    """Draw the figures of a ``with`` block for a light or a dark page."""
+    with mpl.rc_context(_DARK if name == "dark" else {}):
+        yield
+
+
+def halo(width: float = 2.5) -> list[withStroke]:
+    """An outline in the colour of the paper, for what is written across lines and points."""
+    return [withStroke(linewidth=width, foreground=mpl.rcParams["axes.facecolor"])]
+
+
+def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.float32]:
+    """Lay images (N, C, H, W) out in rows of ``columns``, with a grey gap between; returns (H', W', C) in [0, 1]."""
+    x = images.detach().cpu().float().clamp(0, 1).numpy()
+    count, channels, height, width = x.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 0.5, np.float32)
+    for i, image in enumerate(x):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return canvas
+
+
+def picture(canvas: NDArray[np.float32], title: str, inches: float = 6.5) -> Figure:
+    """A figure, so many inches wide, that shows pixels as they are: 1 is white (MNIST's ink), no interpolation."""
+    height, width = canvas.shape[:2]
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(inches, inches * height / width + 0.5), layout="constrained")
+        axes = figure.subplots()
+        grey = canvas.shape[2] == 1
+        axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
+                    interpolation="nearest", extent=(0, width, height, 0))  # fmt: skip
+        axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_title(title)
+    return figure
