@@ -94,9 +94,12 @@ def _pca(codes: NDArray[np.float32]) -> Projection:
 
 def _tsne(codes: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(codes) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=SEED).fit_transform(codes)
+    # On one thread: its threads wait for one another thousands of times, which on a busy machine takes minutes.
+    with threadpool_limits(1):
+        return TSNE(2, perplexity=perplexity, init="pca", random_state=SEED).fit_transform(codes)
 
 
 def _umap(codes: NDArray[np.float32]) -> NDArray[np.float32]:
