@@ -118,7 +118,7 @@ def train(folder: Path, options: Options) -> tuple[v.data.Dataset, Path]:
 
 def export(run: Path, data: v.data.Dataset, folder: Path, options: Options) -> None:
     """The model's weights and the images, for pythae."""
-    model = v.train.load_model(run)
+    model = v.load_model(run)
     names = {"encoder": "encoder.layers.1", "head": "posterior_head.loc_and_log_scale", "decoder": "decoder.layers.0",
              "pixels": "decoder.layers.2"}  # fmt: skip
     layers = {name: model.get_submodule(path) for name, path in names.items()}
@@ -131,7 +131,7 @@ def export(run: Path, data: v.data.Dataset, folder: Path, options: Options) -> N
 def time_ours(options: Options) -> dict[str, Any]:
     """Images a second of ``vaelab evaluate``'s own importance sampler, and its log-likelihoods."""
     torch.set_num_threads(options.threads)
-    model, data = v.train.load_model(options.ours), v.load("mnist", protocol="dynamic")
+    model, data = v.load_model(options.ours), v.load("mnist", protocol="dynamic")
     cpu = torch.device("cpu")
     settings: dict[str, Any] = {"num_samples": SAMPLES, "workers": options.threads, "bf16": has_fast_bf16(cpu),
                                 "compiling": can_compile(cpu)}  # fmt: skip
@@ -164,7 +164,7 @@ def products_alone(*, bf16: bool) -> float:
 
 def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
     """The change of the negative log-likelihood under bf16 products, paired over images and draws."""
-    model = v.train.load_model(run)
+    model = v.load_model(run)
     full, half = (
         join([part for _, part in importance.importance_rows(
             model, data, rows=options.images, num_samples=500, bf16=bf16)])["k=500"]
@@ -182,7 +182,7 @@ def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
 
 def measure_ais(run: Path, data: v.data.Dataset, options: Options) -> None:
     """Images a second of annealing, on all cores and on one, in large batches and in small ones, in turn."""
-    model = v.train.load_model(run)
+    model = v.load_model(run)
     few: dict[str, Any] = {"num_chains": 16, "num_distributions": 100}
 
     def seconds(images: int, workers: int, at_once: int) -> float:

@@ -23,8 +23,8 @@ from vaelab.config import Run, flat
 from vaelab.diagnose import diagnose, examine
 from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
+from vaelab.loading import load_data, load_model
 from vaelab.recipes import RECIPES, recipe
-from vaelab.train import load_data, load_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -85,8 +85,9 @@ def one(recipe: str, seed: int, precision: str, threads: int, compile: str, epoc
     import torch
 
     import vaelab as v
+    from vaelab.loading import load_data
     from vaelab.objectives import elbo_terms
-    from vaelab.train import fit, load_data
+    from vaelab.train import fit
 
     imported = time.perf_counter()
     run = v.override(v.recipes.recipe(recipe), seed=seed, precision=precision, threads=threads, compile=compile)

@@ -320,7 +320,11 @@ def test_a_place_where_nothing_can_be_made(capsys):
     [
         ("config.json", lambda raw: raw[:50], "cannot be read as JSON"),
         ("config.json", lambda raw: raw.replace(b'"format": 1', b'"format": 99'), "written in format 99"),
-        ("config.json", lambda raw: raw.replace(b'"latent_dim": 20', b'"latent_dim": 7'), "does not fit config.json"),
+        (
+            "config.json",
+            lambda raw: raw.replace(b'"latent_dim": 20', b'"latent_dim": 7'),
+            "does not fit its configuration",
+        ),
         ("config.json", lambda raw: raw.replace(b'"epochs"', b'"epochz"'), "unknown key 'epochz'"),
         ("best_model.pth", lambda raw: raw[:999], "is damaged or not a checkpoint"),
     ],

@@ -19,10 +19,11 @@ from vaelab.cli import main
 from vaelab.cli.comparing import compare
 from vaelab.config import override
 from vaelab.folder import RunFolder
+from vaelab.loading import load_data
 from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
-from vaelab.train import fit, load_data
+from vaelab.train import fit
 
 GREY = "digits test, grey pixels, 1 posterior sample, cross-entropy: not a likelihood"
 DYNAMIC = "digits test, dynamic binarization (fixed draw), {}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaelab.train import load_model
+from vaelab.loading import load_model
 
 HERE = Path(__file__).parent
 FLAGS = ["mlp", "--data", "digits", "--batch-size", "96", "--threads", "1", "--encoder-hidden-dims", "32",

@@ -11,8 +11,8 @@ LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
     {"networks", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
-    {"compiling", "config", "checkpoint", "folder", "data", "progress", "stepping", "trainer", "train"},
-    {"evaluate", "diagnose", "figures"},
+    {"compiling", "config", "checkpoint", "folder", "data", "progress", "stepping", "trainer", "loading", "train"},
+    {"evaluate", "diagnose", "figures", "export"},
     {
         "recipes",
         "pictures",

@@ -18,11 +18,12 @@ from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
+from vaelab.loading import load_model
 from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
 from vaelab.runtime import StepNoise
-from vaelab.train import InterruptedRun, fit, load_model
+from vaelab.train import InterruptedRun, fit
 from vaelab.trainer import Trainer
 
 SMALL_CONV = {"encoder_conv_channels": (4, 8), "decoder_conv_channels": (8, 4)}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vaelab.data import load as load
     from vaelab.errors import FailureError as FailureError
     from vaelab.errors import UsageError as UsageError
+    from vaelab.loading import load_model as load_model
     from vaelab.models import VAE as VAE
     from vaelab.objectives import ELBO as ELBO
     from vaelab.train import fit as fit
@@ -36,11 +37,12 @@ _NAMES = {
     "VAE": "models",
     "ELBO": "objectives",
     "fit": "train",
+    "load_model": "loading",
 }
 
 __all__ = [  # noqa: RUF022
     "data", "evaluate", "figures", "recipes", "specs", "train",
-    "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "override",
+    "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override",
 ]  # fmt: skip
 
 

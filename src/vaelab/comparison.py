@@ -21,9 +21,9 @@ from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.likelihoods import Likelihood
+from vaelab.loading import load_model
 from vaelab.measure import FORMAT
 from vaelab.models import VAE
-from vaelab.train import load_model
 
 PIXELS = {"grey": "grey pixels", "dynamic": "dynamic binarization", "static": "static binarization",
           "threshold": "threshold binarization"}  # fmt: skip

@@ -95,7 +95,7 @@ class _BernoulliLogProb(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
         flat = logits.flatten(-3)
-        one_image = x.shape[:-3].numel() == 1  # under many samples: a product with a vector
+        one_image = math.prod(x.shape[:-3]) == 1  # under many samples: a product with a vector
         linear = flat @ x.flatten().to(flat.dtype) if one_image else (x * logits).sum((-3, -2, -1))
         return linear - softplus_sum(flat)
 

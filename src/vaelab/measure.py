@@ -27,10 +27,10 @@ from vaelab.evaluate import Estimate, annealed, importance, latents, quality
 from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
+from vaelab.loading import load_data, load_model, require_same_data
 from vaelab.models import VAE
 from vaelab.progress import Bar
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
-from vaelab.train import load_data, load_model, require_same_data
 
 FORMAT = 3  # of metrics.json
 SAVE_EVERY = 20.0  # seconds between two saves of a long part's values

@@ -29,9 +29,10 @@ from vaelab.evaluate.neighbours import nearest_images
 from vaelab.evaluate.pieces import join
 from vaelab.figures import How, Way
 from vaelab.folder import RunFolder
+from vaelab.loading import load_data, load_model, require_same_data
 from vaelab.media import Content
 from vaelab.models import VAE
-from vaelab.train import Epoch, load_data, load_model, require_same_data
+from vaelab.train import Epoch
 
 log = logging.getLogger("vaelab")
 

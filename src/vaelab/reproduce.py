@@ -11,10 +11,11 @@ from typing import Any, final
 
 from vaelab.config import Run, override
 from vaelab.folder import RunFolder
+from vaelab.loading import load_data
 from vaelab.measure import Plan, measure
 from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, recipe
-from vaelab.train import fit, load_data, with_absolute_path
+from vaelab.train import fit, with_absolute_path
 
 SHORT = 10.0  # minutes: a recipe that costs less is run with three seeds, else with one
 SHOWN = ("negative_elbo", "distortion", "rate")  # of a recipe whose source publishes nothing

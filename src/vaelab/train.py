@@ -20,15 +20,16 @@ import torch
 
 from vaelab.compiling import can_compile
 from vaelab.config import Run, override
-from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import NAMED, Reading
+from vaelab.data.datasets import Dataset
+from vaelab.data.sources import NAMED
 from vaelab.distributed import leads, team
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
+from vaelab.loading import load_data, require_same_data
 from vaelab.models import VAE
 from vaelab.progress import Display
 from vaelab.runtime import resolve_device, threads
-from vaelab.trainer import Trainer, build_model
+from vaelab.trainer import Trainer
 
 log = logging.getLogger("vaelab")
 
@@ -114,19 +115,6 @@ def with_absolute_path(run: Run) -> Run:
     if run.data.source in NAMED or not path.exists():
         return run
     return override(run, data=str(path.resolve()))
-
-
-def load_data(run: Run) -> Dataset:
-    """Load a run's data set."""
-    data = run.data
-    reading = Reading(data.image_size, data.channels, data.value_range)
-    return load(
-        data.source,
-        protocol=data.protocol,
-        validation_size=data.validation_size,
-        test_size=data.test_size,
-        reading=reading,
-    )
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -246,19 +234,6 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
     folder.write_config(trainer.run, record, resolved)
 
 
-def require_same_data(folder: RunFolder, data: Dataset) -> None:
-    """Refuse data that are not those that the run in this folder was trained on.
-
-    Raises:
-        FailureError: naming the first thing that differs.
-    """
-    recorded = folder.config()["data"]
-    for key, value in data.record().items():
-        if recorded.get(key) != value:
-            was = f"{key} was {recorded.get(key)}, is {value}"
-            raise FailureError(f"the data have changed since the run in {folder.path} began: {was}")
-
-
 @contextlib.contextmanager
 def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generator[threading.Event]:
     """Turn Ctrl-C and a termination signal into an event that is looked at between two steps.
@@ -284,22 +259,3 @@ def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def load_model(path: str | Path) -> VAE:
-    """The best model of the run in this folder, on the CPU, in ``eval`` mode.
-
-    Raises:
-        UsageError: if the folder holds no run.
-        FailureError: if its files are damaged or do not belong together.
-    """
-    folder = RunFolder.open(Path(path))
-    channels, height, width = folder.config()["data"]["shape"]
-    model, weights = build_model(folder.run, (channels, height, width)), folder.load_best()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise FailureError(
-            f"{folder.path / 'best_model.pth'} does not fit config.json: {str(error).splitlines()[-1]}"
-        ) from error
-    return model.eval()

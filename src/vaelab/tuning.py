@@ -28,11 +28,12 @@ from vaelab.errors import FailureError, UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
+from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
 from vaelab.recommend import Recommendation, Setting, recommend
-from vaelab.train import InterruptedRun, interruptions, load_data, with_absolute_path
+from vaelab.train import InterruptedRun, interruptions, with_absolute_path
 from vaelab.trainer import build_model
 
 FORMAT = 1  # of tuning.json

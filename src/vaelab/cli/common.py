@@ -75,7 +75,7 @@ def config(run: Path) -> Run:
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:
     """A run's configuration, model and data, the data checked to be those that it was trained on."""
     from vaelab.folder import RunFolder
-    from vaelab.train import load_data, load_model, require_same_data
+    from vaelab.loading import load_data, load_model, require_same_data
 
     model, folder = load_model(run), RunFolder.open(run)
     data = load_data(folder.run)

@@ -20,7 +20,7 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     """
     from vaelab.diagnose import diagnose, examine
     from vaelab.folder import RunFolder
-    from vaelab.train import load_data, require_same_data
+    from vaelab.loading import load_data, require_same_data
 
     folder = RunFolder.open(run)
     failure, history = folder.failure(), folder.history()

@@ -29,7 +29,7 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
         out: the PNG, SVG or PDF to write; default: RUN/sample-seedN.png.
     """
     from vaelab import figures, media
-    from vaelab.train import load_model
+    from vaelab.loading import load_model
 
     _at_least("--num", num, 1)
     target = target_file(run, out, f"sample-seed{seed}.png")
@@ -51,7 +51,7 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
     """
     from vaelab import figures, media
     from vaelab.data.sources import NAMED, Reading, find
-    from vaelab.train import load_model
+    from vaelab.loading import load_model
 
     _at_least("--num", num, 1)
     if images is None:

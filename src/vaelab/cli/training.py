@@ -84,8 +84,9 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
     from vaelab.distributed import leads
     from vaelab.folder import RunFolder
+    from vaelab.loading import load_data
     from vaelab.progress import Display
-    from vaelab.train import InterruptedRun, fit, load_data, with_absolute_path
+    from vaelab.train import InterruptedRun, fit, with_absolute_path
 
     if not leads():
         logging.getLogger("vaelab").setLevel(logging.WARNING)

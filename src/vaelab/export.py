@@ -1,0 +1,261 @@
+"""Shipping a trained model: ONNX graphs that run without torch, and safetensors; each checked against the model.
+
+Shapes: N batch, C H W image, D latent dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vaelab.divergences import analytic_kl
+from vaelab.errors import FailureError, UsageError
+from vaelab.models import VAE
+
+Graph = Literal["encoder", "decoder", "scorer"]
+OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
+OPSETS = range(18, 24)
+TOLERANCE = 1e-4  # of a graph's numbers, relative to those above 1: rounding is some hundred times less
+BATCHES = (1, 3, 16)  # sizes that a graph is checked with
+
+
+# --- what is exported -----------------------------------------------------------------------------------------------
+
+
+class _Encoder(nn.Module):
+    """x (N, C, H, W) to the mean and the standard deviation of q(z|x), each (N, D); nothing is drawn."""
+
+    names = ("x",), ("loc", "scale")
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        qz = self.model.posterior(x)
+        return qz.mean, qz.stddev
+
+
+class _Decoder(nn.Module):
+    """z (N, D) to the mean of p(x|z), (N, C, H, W)."""
+
+    names = ("z",), ("mean",)
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.model.likelihood(z).mean
+
+
+class _Scorer(nn.Module):
+    """x to loc, scale, the mean of p(x|z) at z = loc, and, in nats (N,), distortion there and rate: a score of x."""
+
+    names = ("x",), ("loc", "scale", "mean", "distortion", "rate")
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        qz = self.model.posterior(x)
+        px = self.model.likelihood(qz.mean)
+        rate = analytic_kl(qz, self.model.prior())
+        if rate is None:
+            raise UsageError("the rate is not known in closed form for this posterior and prior: it has no score")
+        return qz.mean, qz.stddev, px.mean, -px.log_prob(x), rate
+
+
+_GRAPHS: dict[Graph, type[_Encoder] | type[_Decoder] | type[_Scorer]] = {
+    "encoder": _Encoder, "decoder": _Decoder, "scorer": _Scorer,
+}  # fmt: skip
+
+
+# --- ONNX -----------------------------------------------------------------------------------------------------------
+
+
+def to_onnx(model: VAE, graph: Graph, metadata: Mapping[str, Any], *, opset: int = OPSET) -> bytes:
+    """One graph of a model as an ONNX file: fp32, any number of rows, no randomness in it.
+
+    ``encoder``: x to loc and scale of q(z|x). ``decoder``: z to the mean of p(x|z). ``scorer``: x to all of these at
+    z = loc, and distortion and rate in nats.
+
+    Args:
+        model: on the CPU.
+        graph: which.
+        metadata: written into the file's properties, as JSON where it is not text.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        UsageError: if the packages for it are missing, the opset is not offered, or the model has no such graph.
+        FailureError: if torch cannot export it.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    if opset not in OPSETS:
+        raise UsageError(f"--opset {opset}: there is {OPSETS.start} to {OPSETS.stop - 1}")
+    module = _GRAPHS[graph](model).eval()
+    names_in, names_out = module.names
+    example = torch.zeros(2, *((model.latent_dim,) if graph == "decoder" else model.shape))
+    rows = {0: torch.export.Dim("rows")}
+    with _quiet():
+        try:
+            with torch.no_grad():
+                program = torch.onnx.export(module, (example,), dynamo=True, opset_version=opset, verbose=False,
+                                            input_names=list(names_in), output_names=list(names_out),
+                                            dynamic_shapes=(rows,))  # fmt: skip
+        except (NotImplementedError, TypeError) as error:
+            raise UsageError(f"this model has no {graph} to export: {error}") from error
+        except torch.onnx.OnnxExporterError as error:
+            raise FailureError(f"torch cannot export the {graph}: {str(error).splitlines()[0]}") from error
+    if program is None:
+        raise FailureError(f"torch exported no {graph}")
+    for key, value in {"graph": graph, **metadata}.items():
+        program.model.metadata_props[f"vaelab.{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return program.model_proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Without what torch's exporter says about itself."""
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loud]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loud:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loud, before, strict=True):
+                logger.setLevel(level)
+
+
+def onnx_session(content: bytes, threads: int = 1) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """A function that runs a graph in onnxruntime."""
+    _require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda rows: [np.asarray(out) for out in session.run(None, {given.name: rows})]
+
+
+@final
+@dataclass(frozen=True)
+class Parity:
+    """The largest difference between a graph's output and the model's, over inputs of several sizes.
+
+    Args:
+        graph, output: which.
+        difference: the largest absolute one.
+        relative: the largest one divided by the magnitude of the model's number, where that is above 1.
+    """
+
+    graph: Graph
+    output: str
+    difference: float
+    relative: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is rounding."""
+        return self.relative <= TOLERANCE
+
+
+def parity(model: VAE, graph: Graph, content: bytes, inputs: Tensor) -> list[Parity]:
+    """Run a graph and the model on the same inputs (M, ...), in batches of several sizes, and compare.
+
+    Raises:
+        FailureError: if a difference is more than rounding.
+    """
+    module, run = _GRAPHS[graph](model).eval(), onnx_session(content)
+    names = module.names[1]
+    found = {name: np.zeros(2) for name in names}
+    for size in BATCHES:
+        rows = inputs[:size]
+        with torch.no_grad():
+            expected = _outputs(module, rows)
+        for name, tensor, theirs in zip(names, expected, run(rows.numpy()), strict=True):
+            ours = tensor.double().numpy()
+            if ours.shape != theirs.shape:
+                raise FailureError(f"the {graph}'s {name} is {theirs.shape} in ONNX and {ours.shape} in torch")
+            gap = np.abs(theirs - ours)
+            # np.maximum, and not max: it lets NaN through.
+            found[name] = np.maximum(found[name], [gap.max(), (gap / np.maximum(1, np.abs(ours))).max()])
+    result = [Parity(graph, name, *found[name].tolist()) for name in names]
+    for one in result:
+        if not one.holds:  # NaN too
+            gap = f"the {graph}'s {one.output} differs from the model's by {one.difference:.2g}"
+            raise FailureError(f"{gap}: more than rounding, so nothing is written")
+    return result
+
+
+# --- safetensors ----------------------------------------------------------------------------------------------------
+
+
+def to_safetensors(model: VAE, config: Mapping[str, Any]) -> bytes:
+    """A model's weights as a safetensors file that holds its configuration too (``load_model`` reads both).
+
+    Args:
+        model: what to write.
+        config: the content of the run's ``config.json``.
+    """
+    _require("safetensors")
+    from safetensors.torch import save
+
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return save(weights, {"format": "pt", "vaelab": json.dumps(dict(config))})
+
+
+def check_safetensors(model: VAE, content: bytes, x: Tensor) -> None:
+    """Read a file of ``to_safetensors`` back and compare what it computes of images x (M, C, H, W) with the model.
+
+    Raises:
+        FailureError: if a single bit differs.
+    """
+    from vaelab.loading import model_of_safetensors
+
+    again = model_of_safetensors(content)
+    with torch.no_grad():
+        checks: dict[Graph, Tensor] = {"encoder": x, "decoder": codes_to_check(model, x)}
+        for graph, inputs in checks.items():
+            ours, theirs = (torch.cat([part.flatten() for part in _outputs(_GRAPHS[graph](m), inputs)])
+                            for m in (model, again))  # fmt: skip
+            if not torch.equal(ours, theirs):
+                raise FailureError(f"the {graph} of the safetensors file differs from the model's: nothing is written")
+
+
+def _outputs(module: nn.Module, rows: Tensor) -> tuple[Tensor, ...]:
+    found = module.eval()(rows)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def codes_to_check(model: VAE, x: Tensor) -> Tensor:
+    """Codes (M, D) that a decoder is checked with: half of images, half of the prior."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        drawn = model.prior().sample((len(x),))
+        codes = model.posterior(x).mean
+    return torch.stack([codes, drawn], 1).flatten(0, 1)[: len(x)]
+
+
+def _require(*packages: str) -> None:
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"exporting needs {', '.join(missing)}: pip install 'vaelab[export]'")
