@@ -121,14 +121,16 @@ def run(tmp_path_factory):
 
 
 def test_the_command_names_what_is_wrong_with_a_run(run, capsys):
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = {path.name: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
     assert main(["doctor", str(run)]) == 0
     out = capsys.readouterr().out
     assert "under-training (illness)" in out
     assert "next:" in out
     assert main(["doctor", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "under-training"
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before, "looking changes nothing"
+    assert {path.name: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before, (
+        "looking changes nothing"
+    )
 
 
 def test_a_run_that_died_before_it_saved_anything(tmp_path, capsys):

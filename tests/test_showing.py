@@ -13,6 +13,7 @@ from vaelab import figures, media, pictures
 from vaelab.cli import main
 from vaelab.errors import UsageError
 from vaelab.evaluate.neighbours import nearest_images
+from vaelab.scene import scene_of
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scene(run):
-    return pictures.scene_of(run)
+    return scene_of(run)
 
 
 def shown(figure):

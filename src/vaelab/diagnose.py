@@ -127,14 +127,14 @@ def examine(
     distortion, rate = elbo_terms(model, validation.batches("validation", BATCH))
     of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
     codes = latents.encode(model, validation, "validation")
-    test = latents.two_sample_test(codes, "")
+    test = latents.two_sample_test(codes, "") if len(codes) >= latents.TELLING else None
     symptoms = replace(
         symptoms,
         train=of_train,
         validation=distortion + rate,
         distortion=float(distortion.mean()),
         rate=None if codes.rate is None else codes.rate.mean(0),
-        two_sample=(test.value, test.stderr),
+        two_sample=None if test is None else (test.value, test.stderr),
     )
     if _gap(symptoms) is None:
         return symptoms

@@ -8,6 +8,7 @@ that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ class RunFolder:
 
     def write_config(self, run: Run, data: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Write ``config.json``: the run, what its data are, and what ``auto`` was resolved to."""
-        content = {"format": FORMAT, "vaelab": __version__, "run": to_json(run), "data": data, "resolved": resolved}
+        origin = {"format": FORMAT, "vaelab": __version__, "commit": source_commit()}
+        content = {**origin, "run": to_json(run), "data": data, "resolved": resolved}
         write_json(self.path / "config.json", content)
 
     def config(self) -> dict[str, Any]:
@@ -186,3 +188,20 @@ def _may_extend(name: str, kept: Any, wanted: Any, run: Run) -> bool:
 def _why(name: str) -> str:
     """Why a longer run cannot be had by a resume, where one might expect it."""
     return " (the schedule is spread over the epochs, so more of them would be another run)" if name == "epochs" else ""
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that this package is read from, with ``-dirty`` if it was changed; None elsewhere."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            found = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)  # noqa: S603, S607
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return found.stdout.strip() if found.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # an installed copy, in some other checkout
+        return None
+    commit, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", ".")
+    return f"{commit}-dirty" if changed else commit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vaelab.errors import UsageError
+from vaelab.figures.style import PAGE_INK, PAGE_PAPER
 
 FILM_SIDE = 140
 GIF_LEVELS = 32  # shades: a GIF of all 256 is three times the size and looks the same
@@ -57,6 +59,22 @@ def _vector(figure: Figure, kind: str) -> bytes:
         stamp = {"Date": None} if kind == "svg" else {"CreationDate": None}
         figure.savefig(buffer, format=kind, dpi=200, metadata=stamp, **_TRIMMED)
     return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure of the theme ``page`` as an SVG element: it takes the width, letters and colours of what is around it.
+
+    Args:
+        figure: drawn inside ``with theme("page")``.
+        name: goes before every id, so that the figures of a page do not mix theirs up.
+    """
+    text = _vector(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = text.replace("'DejaVu Sans', ", "").replace(f"fill: {PAGE_PAPER}", "fill: none")
+    return text.replace(PAGE_INK, "currentColor").replace(PAGE_PAPER, "var(--paper)")
 
 
 def pixels_png(canvas: NDArray[np.float32]) -> bytes:

@@ -1,123 +1,38 @@
 """What is drawn of a run: which figure, of what, under which name.
 
-``Scene`` holds what pictures are made of, computed once; ``DRAW`` names the pictures. The command line, the files that
-a recipe names, and the report draw from here.
+``DRAW`` names the pictures, each a function of a ``Scene``. The files that a recipe names and the commands that show
+something are drawn from here.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vaelab import figures, media
 from vaelab.checkpoint import write_bytes
-from vaelab.config import Picture, Run, override
-from vaelab.data.datasets import BATCH, Dataset, Split
+from vaelab.config import Picture, Run
+from vaelab.data.datasets import Dataset
 from vaelab.errors import UsageError
-from vaelab.evaluate import importance, latents
-from vaelab.evaluate.neighbours import nearest_images
-from vaelab.evaluate.pieces import join
 from vaelab.figures import How, Way
-from vaelab.folder import RunFolder
-from vaelab.loading import load_data, load_model, require_same_data
 from vaelab.media import Content
 from vaelab.models import VAE
+from vaelab.scene import Scene, closest, codes_of, first_of_each_class, sums, typical_rows, weighed
 from vaelab.train import Epoch
 
 log = logging.getLogger("vaelab")
 
 PI = "314159265358979"  # 15 digits: long enough to feel like pi, short enough to watch
-MAPPED = 5000  # images of a map, at most
 ROWS = 10  # of traversals
-WEIGHED = (100, 500)  # images, and importance samples of each
-COMPARED = 200  # samples whose closest training images are looked for
-SEARCHED = 60_000  # training images that are looked through, at most
 PROGRESS = "progress"  # the folder of a run's pictures of its training
 TRAINING_FPS = 8
-
-
-@final
-@dataclass(frozen=True)
-class Scene:
-    """What pictures are drawn from. They look at the validation split: the test set is not for looking at.
-
-    Args:
-        run, model, data, history: the run.
-        epoch: that of the model.
-    """
-
-    run: Run
-    model: VAE
-    data: Dataset
-    history: list[dict[str, Any]]
-    epoch: int
-
-    def title(self, what: str) -> str:
-        """A title that says what is shown, of which run, and when."""
-        return f"{what}\n{self.where}"
-
-    @property
-    def where(self) -> str:
-        """Of which run, and when."""
-        return f"{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
-
-    @cached_property
-    def codes(self) -> latents.Codes:
-        """Of the first validation images."""
-        return latents.encode(self.model, self.data, "validation", limit=MAPPED)
-
-    @property
-    def means(self) -> NDArray[np.float32]:
-        """(N, D), the posterior means of the same images."""
-        return self.codes.loc.astype(np.float32)
-
-    @property
-    def order(self) -> list[int]:
-        """The latent dimensions, the most telling first: by rate, or by the variance of means where it is unknown."""
-        rate = self.codes.rate
-        return np.argsort(-(latents.variance_of_means(self.codes) if rate is None else rate.mean(0))).tolist()
-
-    @property
-    def rate(self) -> NDArray[np.float64] | None:
-        """(D,), the mean rate of each dimension; None where it is unknown."""
-        return None if self.codes.rate is None else self.codes.rate.mean(0)
-
-    def typical(self, count: int) -> Tensor:
-        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones."""
-        means, y = self.means, self.codes.y
-        if y is None:
-            return torch.from_numpy(means[:count])
-        closest = [typical_rows(means, y, label)[0] for label in np.unique(y)]
-        return torch.from_numpy(means[closest][:count])
-
-
-def scene_of(path: Path) -> Scene:
-    """The scene of a run folder: its best model, and the data that it was trained on.
-
-    Raises:
-        UsageError: if there is no run.
-        FailureError: if files are damaged or the data have changed.
-    """
-    folder = RunFolder.open(path)
-    model, data, history = load_model(path), load_data(folder.run), folder.history()
-    require_same_data(folder, data)
-    return Scene(folder.run, model, data, history, folder.best_epoch())
-
-
-def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
-    """The rows of a class, the closest to its mean first."""
-    rows = np.flatnonzero(y == label)
-    return rows[((means[rows] - means[rows].mean(0)) ** 2).sum(1).argsort(kind="stable")]
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -130,7 +45,7 @@ def samples(scene: Scene) -> Content:
 
 def reconstructions(scene: Scene) -> Content:
     """Validation images above their reconstructions."""
-    x = _first_of_each_class(scene.data, 30)
+    x = first_of_each_class(scene.data, 30)
     return figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions"))
 
 
@@ -167,17 +82,8 @@ def interpolation(scene: Scene) -> Content:
 
 def arithmetic(scene: Scene) -> Content:
     """Sums of the mean codes of classes, a - b + c."""
-    classes, y = scene.data.classes, scene.codes.y
-    present = [] if y is None or not classes else np.unique(y).tolist()
-    if len(present) < 3 or not classes:
-        raise UsageError(f"{scene.data.name} has no three classes: arithmetic adds and subtracts their mean codes")
-    count = len(present)
-    triples = [[present[i % count], present[(i + 3) % count], present[(i + 7) % count]] for i in range(min(6, count))]
-    triples = [triple for triple in triples if len(set(triple)) == 3] or [present[:3]]
-    mean = {label: scene.means[y == label].mean(0) for label in present}
-    a, b, c = (torch.from_numpy(np.stack([mean[triple[k]] for triple in triples])) for k in range(3))
-    names = [(classes[x], classes[y], classes[z]) for x, y, z in triples]
-    return figures.arithmetic(scene.model, (a, b, c), names, title=scene.title("Arithmetic of classes' mean codes"))
+    names, terms = sums(scene)
+    return figures.arithmetic(scene.model, terms, names, title=scene.title("Arithmetic of classes' mean codes"))
 
 
 def kl_bars(scene: Scene) -> Content:
@@ -198,31 +104,18 @@ def rate_distortion(scene: Scene) -> Content:
 
 def weights(scene: Scene) -> Content:
     """Whether importance sampling of log p(x) has settled, and how many samples count."""
-    data = scene.data
-    if not scene.model.is_density(binary_data=data.binary):
-        data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)
-    images, count = WEIGHED
-    parts = importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images)
-    values = join([part for _, part in parts])
-    bounds = {int(name[2:]): value for name, value in values.items() if name.startswith("k=")}
-    title = scene.title(f"Importance sampling of {len(values['ess'])} validation images, {data.pixels}")
-    return figures.importance_weights(bounds, values["ess"], title=title)
+    bounds, ess, pixels = weighed(scene)
+    title = scene.title(f"Importance sampling of {len(ess)} validation images, {pixels}")
+    return figures.importance_weights(bounds, ess, title=title)
 
 
 def neighbours(scene: Scene) -> Content:
     """Samples above the training images closest to them: does the model repeat what it has seen?"""
-    made = figures.decode(scene.model, figures.sample_prior(scene.model, COMPARED, 0))
-    smooth = figures.decode(scene.model, torch.from_numpy(scene.means[:COMPARED]))
-    searched = scene.data.train.first(SEARCHED)
-    found, held_out = nearest_images(made, searched, 4), nearest_images(smooth, searched)
-    shown = 10
-    rows = torch.from_numpy(found.rows[:shown]).flatten().to(searched.device)
-    nearest = searched.rows(rows).x.unflatten(0, (min(shown, len(made)), -1))
-    medians = np.median(found.distances[:, 0]), np.median(held_out.distances[:, 0])
-    what = (f"Samples, and the closest of {len(searched):,} training images\n"
-            f"median distance {medians[0]:.2f}; of reconstructed validation images {medians[1]:.2f}; "
+    found = closest(scene)
+    what = (f"Samples, and the closest of {found.searched:,} training images\n"
+            f"median distance {found.of_samples:.2f}; of reconstructed validation images {found.of_held_out:.2f}; "
             "0 is a copy")  # fmt: skip
-    return figures.neighbours(made[:shown], nearest, found.distances[:shown], title=scene.title(what))
+    return figures.neighbours(found.samples, found.nearest, found.distances, title=scene.title(what))
 
 
 def loss_curve(scene: Scene) -> Content:
@@ -238,7 +131,7 @@ def training_history(scene: Scene) -> Content:
 def progress(scene: Scene) -> Content:
     """One picture of a film of the training: validation images, their reconstructions, samples of the same z."""
     columns = 10
-    x = _first_of_each_class(scene.data, columns)
+    x = first_of_each_class(scene.data, columns)
     with torch.no_grad():
         x_hat = figures.decode(scene.model, scene.model.posterior(x).mean)
     made = figures.decode(scene.model, figures.sample_prior(scene.model, 3 * columns, 0))
@@ -247,20 +140,6 @@ def progress(scene: Scene) -> Content:
 
 def _full_row(images: Tensor, columns: int) -> Tensor:
     return torch.cat([images.cpu(), images.new_full((columns - len(images), *images.shape[1:]), 0.5).cpu()])
-
-
-def _first_of_each_class(data: Dataset, count: int) -> Tensor:
-    """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
-    split = data.validation
-    count = min(count, len(split))
-    rows = torch.arange(count)
-    if split.y is not None:
-        labels = split.y.cpu().numpy()
-        rank = np.zeros(len(labels), np.int64)
-        for label in np.unique(labels):
-            rank[labels == label] = np.arange((labels == label).sum())
-        rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
-    return split.rows(rows.to(split.device)).x
 
 
 # --- films ----------------------------------------------------------------------------------------------------------
@@ -290,7 +169,7 @@ def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: in
     if unknown or len(digits) < 2:
         wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
         raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
-    codes = _codes(model, split)
+    codes = codes_of(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}
     path: list[Any] = []
@@ -338,12 +217,6 @@ def training_film(folder: Path) -> bytes:
             frames.append(media.captioned(picture, f"epoch {int(file.stem.split('_')[1])}", scale=2))
     rest = [frames[-1]] * (2 * TRAINING_FPS)
     return media.gif_of([*frames, *rest], TRAINING_FPS)
-
-
-def _codes(model: VAE, split: Split) -> NDArray[np.float32]:
-    """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
-    starts = range(0, len(split), BATCH)
-    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
 
 
 # --- by name --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast, final
@@ -320,6 +321,7 @@ class Trainer:
             "parameters": self.model.num_parameters(),
             "machine": machine(self.device),
             "torch": torch.__version__,
+            "python": platform.python_version(),
         }
 
 

@@ -20,7 +20,7 @@ from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.measuring import evaluate
 from vaelab.cli.reproducing import reproduce
-from vaelab.cli.shipping import export
+from vaelab.cli.shipping import export, report
 from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, traverse
 from vaelab.cli.training import recipes, run_training, train
 from vaelab.cli.tuning import tune_latent
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate,
     "animate": animate,
     "draw": draw,
+    "report": report,
     "export": export,
     "reproduce": reproduce,
     "tune-latent": tune_latent,

@@ -17,8 +17,8 @@ from rich.table import Table as Printed
 from tyro.conf import Positional
 
 from vaelab.cli.common import write
-from vaelab.cli.measuring import LABELS
 from vaelab.errors import UsageError
+from vaelab.labels import label
 
 if TYPE_CHECKING:
     from vaelab.comparison import Comparison, Measured, Row, Table
@@ -157,19 +157,13 @@ def _print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         fewer = f" [n={row.n:,}]" if row.n != table.images else ""
         unit = row.unit if len(row.unit) <= LONGEST_UNIT else ""
-        rows.append((_label(row.metric, row.beta) + fewer, unit, _cells(row, table.runs)))
+        rows.append((label(row.metric, row.beta) + fewer, unit, _cells(row, table.runs)))
     _grid(console, title, table.runs, rows, end=not table.notes)
     for note in table.notes:
-        labels = list(dict.fromkeys(_label(metric, None).strip() for metric in note.metrics))
+        labels = list(dict.fromkeys(label(metric, None).strip() for metric in note.metrics))
         _say(console, f"{', '.join(labels)}: {note.text}." if labels else note.text)
     if table.notes:
         _say(console, "")
-
-
-def _label(key: str, beta: float | None) -> str:
-    stem, _, number = key.rpartition("_")
-    label = LABELS.get(key) or (LABELS.get(f"{stem}_", key) if number.isdecimal() else key)
-    return label.replace("{beta:g}", "beta" if beta is None else f"{beta:g}").replace("{}", number)
 
 
 def _cells(row: Row, runs: Sequence[str]) -> list[str]:

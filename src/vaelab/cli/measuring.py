@@ -13,39 +13,10 @@ from rich.table import Table
 
 from vaelab.cli.common import RunPath
 from vaelab.errors import UsageError, did_you_mean
+from vaelab.labels import cells, label, notes
 
 if TYPE_CHECKING:
     from vaelab.measure import Plan
-
-# What a reader sees, in this order; a name that ends in _ stands for all that begin so.
-LABELS = {
-    "negative_elbo": "-ELBO (distortion + rate)",
-    "distortion": "distortion, -log p(x|z)",
-    "rate": "rate, KL(q(z|x) || p(z))",
-    "objective": "distortion + {beta:g} rate",
-    "bits_per_dim": "-ELBO in bits a dimension",
-    "nll_": "-log p(x) <=, IWAE k={}",
-    "ess": "effective sample size",
-    "nll_ais": "-log p(x) <=, AIS",
-    "ais_ess": "  effective chains",
-    "ais_acceptance": "  acceptance of its moves",
-    "bdmc_lower": "simulated: log p(x) >=",
-    "bdmc_upper": "simulated: log p(x) <=",
-    "bdmc_gap": "simulated: BDMC gap",
-    "active_units": "active units",
-    "mutual_information": "mutual information I(x; z)",
-    "aggregate_kl": "KL(q(z) || p(z))",
-    "two_sample_accuracy": "telling q(z) from p(z)",
-    "linear_probe": "linear probe of the codes",
-    "knn_probe": "5 nearest neighbours of the codes",
-    "psnr": "reconstruction PSNR",
-    "ssim": "reconstruction SSIM",
-    "ais_gain": "  tighter than IWAE by",
-    "frechet": "Fréchet distance of samples",
-    "frechet_floor": "  of real images (floor)",
-    "precision": "precision of samples",
-    "recall": "recall of samples",
-}
 
 
 def evaluate(
@@ -144,36 +115,8 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
             table.add_column(column, justify="left" if column in ("", "unit") else "right")
         for key, estimate in found["metrics"].items():
             unit = estimate["unit"].partition(" (")[0]
-            table.add_row(_label(key, content["beta"]), *_cells(estimate), unit, f"{estimate['n']:,}")
+            table.add_row(label(key, content["beta"]), *cells(estimate), unit, f"{estimate['n']:,}")
         console.print(table, highlight=False)
-        for note in _notes(found):
+        for note in notes(found):
             console.print(note, highlight=False, soft_wrap=True)
         console.print()
-
-
-def _label(key: str, beta: float) -> str:
-    if key in LABELS:
-        return LABELS[key].format(beta=beta)
-    stem, _, number = key.rpartition("_")
-    return LABELS.get(f"{stem}_", key).format(number)
-
-
-def _cells(estimate: dict[str, Any]) -> tuple[str, str]:
-    """Value and standard error, with as many places as the error has something to say about."""
-    value, stderr = estimate["value"], estimate["stderr"]
-    places = 2 if abs(value) >= 5 or estimate["unit"] in ("nats", "units") else 4
-    return f"{value:.{places}f}", "-" if stderr is None else f"{stderr:.{places}f}"
-
-
-def _notes(found: dict[str, Any]) -> list[str]:
-    """What must be said beside the numbers."""
-    notes: list[str] = []
-    floor = found.get("about", {}).get("cross_entropy_floor")
-    if floor is not None:
-        notes.append(f"Cross-entropy on grey pixels is no likelihood, and cannot go below {floor:.2f} nats here "
-                     "(the mean entropy of the pixels).")  # fmt: skip
-    information = found["metrics"].get("mutual_information")
-    if information is not None:
-        about = information["protocol"]
-        notes.append(f"Mutual information and KL(q(z) || p(z)) are of the {about[about.index('aggregate of') :]}.")
-    return notes

@@ -65,3 +65,27 @@ def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
         "weights_sha256": hashlib.sha256((run / "best_model.pth").read_bytes()).hexdigest(),
         "run": config["run"],
     }
+
+
+def report(run: RunPath, /, out: Path | None = None) -> None:
+    """Tell a run on one page: curves, pictures, numbers with errors and protocol, the doctor's findings, its origin.
+
+    Writes report.html, which holds all that it shows and needs no network, and a model card, MODEL_CARD.md. What
+    vaelab evaluate has measured is shown; without that, what takes seconds is measured first.
+
+    Args:
+        out: the HTML file to write (the card goes beside it); default: RUN/report.html. What is there is replaced.
+    """
+    from vaelab import report as reporting
+    from vaelab.checkpoint import write_bytes
+    from vaelab.progress import Bar
+
+    target = out or run / "report.html"
+    if target.suffix != ".html":
+        raise UsageError(f"--out {target}: a report is an .html file")
+    facts = reporting.gather(run, Bar())
+    page = reporting.html(facts).encode()
+    write(target, page)
+    card = target.with_name("MODEL_CARD.md" if out is None else f"{target.stem}.md")
+    write_bytes(card, reporting.card(facts).encode())
+    print(card)

@@ -92,7 +92,7 @@ def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: fl
         out: the PNG, SVG or PDF to write; default: RUN/traverse.png.
     """
     from vaelab import figures, media
-    from vaelab.pictures import scene_of
+    from vaelab.scene import scene_of
 
     _at_least("--rows", rows, 1)
     _at_least("--steps", steps, 2)
@@ -129,7 +129,7 @@ def interpolate(
     import torch
 
     from vaelab import figures, media
-    from vaelab.pictures import scene_of
+    from vaelab.scene import scene_of
 
     _at_least("--steps", steps, 2)
     if len(images) % 2:
@@ -171,11 +171,12 @@ def draw(
         out: the folder; default: RUN/figures. What it holds under the same names is replaced.
     """
     from vaelab import figures, media, pictures
+    from vaelab.scene import scene_of
 
     for name in figure:
         if name not in pictures.FIGURES:
             raise UsageError(f"no figure {name!r}{did_you_mean(name, pictures.FIGURES)}")
-    scene = pictures.scene_of(run)
+    scene = scene_of(run)
     folder = out or run / "figures"
     with figures.theme(theme):
         for name in figure or pictures.FIGURES:
@@ -210,6 +211,7 @@ def animate(
         out: the GIF or MP4 to write; default: RUN/animate-DIGITS.gif, animate-images.gif and so on.
     """
     from vaelab import media, pictures
+    from vaelab.scene import scene_of
 
     if not 1 <= frames <= 500:
         raise UsageError(f"--frames {frames}: must be from 1 to 500")
@@ -228,7 +230,7 @@ def animate(
         _, model, data = opened(run)
         film: Tensor = pictures.digits(model, data, classes, frames=frames, way=way)
     else:
-        scene = pictures.scene_of(run)
+        scene = scene_of(run)
         film = (pictures.wandering(scene, frames=frames, way=way) if of == "images"
                 else pictures.swinging(scene, frames=frames))  # fmt: skip
     write(target, media.encode(film, target.suffix))

@@ -1,7 +1,6 @@
 """What the codes of a trained model say: how many dimensions are in use, what they know, and where they lie.
 
 What needs the posterior's mean or density raises a ``TypeError`` for a model whose posterior has none.
-
 Shapes: N examples, B batch, D latent dimensions, R points of a block.
 """
 
@@ -32,6 +31,7 @@ Array = NDArray[np.float64]
 
 ACTIVE = 0.01  # Burda's threshold on the variance of a posterior mean
 RESAMPLES = 200  # of the bootstrap
+TELLING = 20  # codes: of fewer a two-sample test tells nothing
 NEIGHBOURS = 5
 _ENTRIES = 2**21  # numbers in a block of the (N, N) matrix: 16 MB
 _LOST_NATS = 1e-7  # what a density may lose to rounding in a matrix product before it is computed again
@@ -294,8 +294,8 @@ def two_sample_test(codes: Codes, protocol: str) -> Estimate:
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     n = len(codes)
-    if n < 20:
-        raise UsageError(f"a two-sample test of {n} codes tells nothing: encode at least 20")
+    if n < TELLING:
+        raise UsageError(f"a two-sample test of {n} codes tells nothing: encode at least {TELLING}")
     half = n // 2
     train, test = (np.concatenate([codes.z[part], codes.z_prior[part]]) for part in (slice(half), slice(half, n)))
     is_code_train, is_code_test = (np.repeat([True, False], size) for size in (half, n - half))

@@ -9,6 +9,7 @@ from vaelab.figures.images import (
     arithmetic,
     interpolation,
     manifold,
+    manifold_images,
     neighbours,
     reconstructions,
     samples,
@@ -22,7 +23,7 @@ from vaelab.figures.tuning import tuning
 
 __all__ = [
     "COLOURS", "STYLE", "How", "Projection", "Theme", "Way", "arithmetic", "between", "comparison", "decode", "encode",
-    "importance_weights", "interpolation", "kl_bars", "latent_map", "loss_curve", "manifold", "neighbours", "picture",
-    "project", "rate_distortion", "reconstructions", "sample_prior", "samples", "theme", "tile", "training_history",
-    "traversals", "traverse", "tuning", "walk",
+    "importance_weights", "interpolation", "kl_bars", "latent_map", "loss_curve", "manifold", "manifold_images",
+    "neighbours", "picture", "project", "rate_distortion", "reconstructions", "sample_prior", "samples", "theme",
+    "tile", "training_history", "traversals", "traverse", "tuning", "walk",
 ]  # fmt: skip

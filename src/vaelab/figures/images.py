@@ -45,6 +45,19 @@ def reconstructions(model: VAE, x: Tensor, *, columns: int = 10, title: str = ""
     return figure
 
 
+def manifold_images(model: VAE, side: int) -> tuple[Tensor, Tensor]:
+    """What a latent plane decodes to on a grid of side x side points, from the top left, and the grid's ticks.
+
+    Raises:
+        UsageError: if the model does not have exactly two latent dimensions.
+    """
+    if model.latent_dim != 2:
+        raise UsageError(f"a manifold needs 2 latent dimensions: this model has {model.latent_dim}")
+    ticks = torch.special.ndtri((torch.arange(side) + 0.5) / side)
+    down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
+    return decode(model, torch.stack([right, down], -1).reshape(-1, 2)), ticks
+
+
 def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
     r"""What a two-dimensional latent space decodes to, on a grid of equal probability under the prior.
 
@@ -56,12 +69,7 @@ def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
     Raises:
         UsageError: if the model does not have exactly two latent dimensions.
     """
-    if model.latent_dim != 2:
-        raise UsageError(f"a manifold needs 2 latent dimensions: this model has {model.latent_dim}")
-    u = (torch.arange(side) + 0.5) / side
-    ticks = torch.special.ndtri(u)
-    down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
-    pictures = decode(model, torch.stack([right, down], -1).reshape(-1, 2))
+    pictures, ticks = manifold_images(model, side)
     figure = picture(tile(pictures, side, gap=0), title or "Learned manifold")
     axes = figure.axes[0]
     shown = sorted({0, side // 4, side - 1 - side // 4, side - 1})  # symmetric about 0, as the grid is

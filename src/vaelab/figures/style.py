@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-Theme = Literal["light", "dark"]
+Theme = Literal["light", "dark", "page"]
 
 # Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
@@ -32,18 +32,23 @@ STYLE: Any = {
     "axes.grid": True,
 }
 
-_INK, _PAPER = "#e4e6eb", "#15171c"
-_DARK: Any = {
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), _PAPER),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
-    "grid.color": "#8a8f99",
-}
+# Ink and paper of the theme "page" stand for those of the page that an SVG is put into (``media.inline_svg``).
+PAGE_INK, PAGE_PAPER = "#010203", "#fdfcfb"
+_COLOURS: dict[Theme, tuple[str, str]] = {"dark": ("#e4e6eb", "#15171c"), "page": (PAGE_INK, PAGE_PAPER)}
 
 
 @contextlib.contextmanager
 def theme(name: Theme) -> Generator[None]:
-    """Draw the figures of a ``with`` block for a light or a dark page."""
-    with mpl.rc_context(_DARK if name == "dark" else {}):
+    """Draw the figures of a ``with`` block for a light page, a dark one, or one that decides when it is looked at."""
+    settings: Any = {}
+    if name in _COLOURS:
+        ink, paper = _COLOURS[name]
+        settings = {
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+            "grid.color": "#8a8f99",
+        }
+    with mpl.rc_context(settings):
         yield
 
 

@@ -1,0 +1,63 @@
+"""What readers are told of metrics: their names in words, numbers with as many places as mean something, caveats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What a reader sees, in this order; a name that ends in _ stands for all that begin so.
+LABELS = {
+    "negative_elbo": "-ELBO (distortion + rate)",
+    "distortion": "distortion, -log p(x|z)",
+    "rate": "rate, KL(q(z|x) || p(z))",
+    "objective": "distortion + {beta:g} rate",
+    "bits_per_dim": "-ELBO in bits a dimension",
+    "nll_": "-log p(x) <=, IWAE k={}",
+    "ess": "effective sample size",
+    "nll_ais": "-log p(x) <=, AIS",
+    "ais_ess": "  effective chains",
+    "ais_acceptance": "  acceptance of its moves",
+    "bdmc_lower": "simulated: log p(x) >=",
+    "bdmc_upper": "simulated: log p(x) <=",
+    "bdmc_gap": "simulated: BDMC gap",
+    "active_units": "active units",
+    "mutual_information": "mutual information I(x; z)",
+    "aggregate_kl": "KL(q(z) || p(z))",
+    "two_sample_accuracy": "telling q(z) from p(z)",
+    "linear_probe": "linear probe of the codes",
+    "knn_probe": "5 nearest neighbours of the codes",
+    "psnr": "reconstruction PSNR",
+    "ssim": "reconstruction SSIM",
+    "ais_gain": "  tighter than IWAE by",
+    "frechet": "Fréchet distance of samples",
+    "frechet_floor": "  of real images (floor)",
+    "precision": "precision of samples",
+    "recall": "recall of samples",
+}
+
+
+def label(key: str, beta: float | None) -> str:
+    """A metric's name in words; beta is that of the objective, or None where it is none's in particular."""
+    stem, _, number = key.rpartition("_")
+    words = LABELS.get(key) or (LABELS.get(f"{stem}_", key) if number.isdecimal() else key)
+    return words.replace("{beta:g}", "beta" if beta is None else f"{beta:g}").replace("{}", number)
+
+
+def cells(estimate: dict[str, Any]) -> tuple[str, str]:
+    """Value and standard error, with as many places as the error has something to say about."""
+    value, stderr = estimate["value"], estimate["stderr"]
+    places = 2 if abs(value) >= 5 or estimate["unit"] in ("nats", "units") else 4
+    return f"{value:.{places}f}", "-" if stderr is None else f"{stderr:.{places}f}"
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """What must be said beside the numbers."""
+    said: list[str] = []
+    floor = found.get("about", {}).get("cross_entropy_floor")
+    if floor is not None:
+        said.append(f"Cross-entropy on grey pixels is no likelihood, and cannot go below {floor:.2f} nats here "
+                     "(the mean entropy of the pixels).")  # fmt: skip
+    information = found["metrics"].get("mutual_information")
+    if information is not None:
+        about = information["protocol"]
+        said.append(f"Mutual information and KL(q(z) || p(z)) are of the {about[about.index('aggregate of') :]}.")
+    return said

@@ -1,0 +1,427 @@
+"""A run told on one page: ``report.html``, which holds all that it shows, and a model card in Markdown.
+
+``gather`` reads and measures, ``html`` and ``card`` write; both say the same, from the same ``Facts``.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vaelab import __version__, figures, media, pictures
+from vaelab.checkpoint import read_json
+from vaelab.config import Run, flat, override, slots_with_choice
+from vaelab.diagnose import Finding, diagnose, examine
+from vaelab.errors import UsageError
+from vaelab.evaluate.latents import TELLING
+from vaelab.folder import RunFolder
+from vaelab.labels import cells, label, notes
+from vaelab.loading import load_data, require_same_data
+from vaelab.measure import Part, Plan, measure
+from vaelab.progress import Bar
+from vaelab.recipes import RECIPES, recipe
+from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
+
+HEADLINES = {
+    "negative_elbo": "−ELBO",
+    "distortion": "distortion",
+    "rate": "rate (KL)",
+    "nll": "−log p(x) ≤",
+    "active_units": "active units",
+    "frechet": "Fréchet distance",
+}
+COLUMNS = 10  # images a row
+LIMIT = 5 * 2**20  # bytes of a report
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What a report tells.
+
+    Args:
+        name: of the run's folder.
+        config: the content of ``config.json``.
+        run: the configuration in it.
+        history: one record an epoch.
+        findings: the doctor's.
+        metrics: the content of ``metrics.json``; None if the run has no model.
+        scene: what pictures are made of; None if the run has no model.
+        command: what trains the same.
+        made: when the report was made.
+    """
+
+    name: str
+    config: dict[str, Any]
+    run: Run
+    history: list[dict[str, Any]]
+    findings: list[Finding]
+    metrics: dict[str, Any] | None
+    scene: Scene | None
+    command: str
+    made: datetime
+
+
+def gather(path: Path, bar: Bar) -> Facts:
+    """Read a run folder and examine the run; what has not been evaluated and takes seconds is measured now.
+
+    Raises:
+        UsageError: if there is no run.
+        FailureError: if files are damaged or the data have changed.
+    """
+    folder = RunFolder.open(path)
+    run, history = folder.run, folder.history()
+    trained = (path / "best_model.pth").exists() and bool(history)
+    scene = scene_of(path) if trained else None
+    if scene is None:
+        data = load_data(run)
+        require_same_data(folder, data)
+    else:
+        data = scene.data
+        if not _measured(path):
+            parts: list[Part] = ["elbo", "reconstruction"]
+            if len(data.test) >= TELLING:
+                parts.insert(1, "latents")
+            measure(path, Plan(parts=tuple(parts), protocols=(run.data.protocol,)), bar)
+    model = None if scene is None else scene.model
+    findings = diagnose(examine(run, model, data, history, folder.failure()))
+    metrics = read_json(path / "metrics.json") if trained else None
+    name = path.resolve().name
+    return Facts(
+        name, folder.config(), run, history, findings, metrics, scene, command_of(run, name), datetime.now(UTC)
+    )
+
+
+def _measured(path: Path) -> bool:
+    return (path / "metrics.json").exists() and bool(read_json(path / "metrics.json").get("splits"))
+
+
+def command_of(run: Run, name: str) -> str:
+    """The command that trains a run: its recipe, and what was chosen otherwise. A path is given by its last part."""
+    words = [f"vaelab train {run.recipe}"]
+    base = recipe(run.recipe)
+    for slot in slots_with_choice():
+        ours = getattr(run, slot)
+        if ours is not None and type(ours) is not type(getattr(base, slot)):
+            words.append(f"--{slot} {ours.word}")
+            base = override(base, **{slot: ours.word})
+    before = flat(base)
+    for key, leaf in flat(run).items():
+        if before[key].value == leaf.value:
+            continue
+        flag = key.replace("_", "-")
+        if isinstance(leaf.value, bool):
+            words.append(f"--{flag}" if leaf.value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag} {_shown(key, leaf.value, none='None')}")
+    return " ".join([*words, f"--out {name}"])
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Strip:
+    """A row of images, and what is said of it."""
+
+    label: str
+    image: str
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page: an SVG, or rows of pixels."""
+
+    title: str
+    caption: str
+    svg: str = ""
+    strips: Sequence[Strip] = ()
+    wide: bool = False
+    pixels: int = 0  # how wide the pixels of its rows are
+
+
+def _charts(facts: Facts) -> list[Picture]:
+    """What can be drawn without a model."""
+    if not facts.history:
+        return []
+    last = facts.history[-1]
+    caption = (f"Epoch {last['epoch']}: distortion {last['validation_distortion']:.2f}, rate "
+               f"{last['validation_rate']:.2f} nats per validation image. Training is a mean over the epoch, noise, "
+               "dropout and augmentation included.")  # fmt: skip
+    return [
+        Picture("Training", caption, _svg(lambda: figures.training_history(facts.history), "training", 1), wide=True),
+        Picture("Rate and distortion", "The way through training, a point an epoch of the validation images. On a line "
+                "−ELBO is the same; down and left is better.",
+                _svg(lambda: figures.rate_distortion({"": facts.history}, title=" "), "rd")),
+    ]  # fmt: skip
+
+
+def _svg(draw: Callable[[], Figure], name: str, scale: float = 0.72) -> str:
+    """A chart for the page: drawn smaller than on paper, so that its letters are larger."""
+    with figures.theme("page"):
+        figure = draw()
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(scale * width, scale * height)
+        return media.inline_svg(figure, name)
+
+
+def _pictures(scene: Scene) -> list[Picture]:
+    """All that can be drawn of this model; what does not fit it is left out."""
+    made: list[Picture] = []
+    for draw in (_reconstructions, _samples, _neighbours, _latent, _manifold, _kl, _traversals, _interpolation,
+                 _arithmetic, _weights):  # fmt: skip
+        try:
+            made.append(draw(scene))
+        except UsageError:
+            continue
+    return made
+
+
+def _row(images: Tensor, columns: int = COLUMNS) -> str:
+    return _png(figures.tile(images, columns, gap=1))
+
+
+def _png(canvas: Any) -> str:
+    return "data:image/png;base64," + base64.b64encode(media.pixels_png(canvas)).decode()
+
+
+def _grid(title: str, caption: str, strips: Sequence[tuple[str, Tensor]], columns: int = COLUMNS) -> Picture:
+    width = strips[0][1].shape[-1]
+    return Picture(title, caption, strips=[Strip(name, _row(images, columns)) for name, images in strips],
+                   pixels=columns * (width + 1) - 1)  # fmt: skip
+
+
+def _reconstructions(scene: Scene) -> Picture:
+    x = first_of_each_class(scene.data, 2 * COLUMNS)
+    with torch.no_grad():
+        x_hat = figures.decode(scene.model, scene.model.posterior(x).mean)
+    strips = [(name, images[start : start + COLUMNS]) for start in range(0, len(x), COLUMNS)
+              for name, images in (("x", x), ("x̂", x_hat))]  # fmt: skip
+    return _grid(
+        "Reconstructions", "Validation images, and below each the mean of p(x|z) at the mean of q(z|x).", strips
+    )
+
+
+def _samples(scene: Scene) -> Picture:
+    made = figures.decode(scene.model, figures.sample_prior(scene.model, 6 * COLUMNS, 0))
+    return _grid("Samples", "Means of p(x|z) for z from the prior; not selected.",
+                 [("", made[i : i + COLUMNS]) for i in range(0, len(made), COLUMNS)])  # fmt: skip
+
+
+def _neighbours(scene: Scene) -> Picture:
+    found = closest(scene)
+    return _grid("Does it memorise?", f"Samples, and below each the two closest of {found.searched:,} training images. "
+                 f"Median distance {found.of_samples:.2f}; of reconstructed validation images, as smooth as samples, "
+                 f"{found.of_held_out:.2f}; of a copy 0.",
+                 [("sample", found.samples), ("closest", found.nearest[:, 0]), ("second", found.nearest[:, 1])],
+                 len(found.samples))  # fmt: skip
+
+
+def _latent(scene: Scene) -> Picture:
+    found = figures.project(scene.means)
+    how = {"own": "its two dimensions", "pca": "their first two principal components"}[found.how]
+    caption = f"Posterior means of {len(scene.codes):,} validation images: {how}."
+    svg = _svg(lambda: figures.latent_map(found, scene.codes.y, scene.data.classes, title=" "), "map")
+    return Picture("Latent space", caption, svg)
+
+
+def _manifold(scene: Scene) -> Picture:
+    images, _ = figures.manifold_images(scene.model, 20)
+    return Picture("Manifold", "The latent plane on a grid of equal prior probability, decoded.",
+                   strips=[Strip("", _png(figures.tile(images, 20, gap=0)))],
+                   pixels=20 * scene.model.shape[2])  # fmt: skip
+
+
+def _kl(scene: Scene) -> Picture:
+    rate = scene.rate
+    if rate is None:
+        raise UsageError("no rate by dimension")
+    caption = (f"Mean rate of each latent dimension over {len(scene.codes):,} validation images: {rate.sum():.2f} nats "
+               f"in all; {int((rate >= 0.1).sum())} of {len(rate)} carry 0.1 or more.")  # fmt: skip
+    return Picture("What each dimension carries", caption, _svg(lambda: figures.kl_bars(rate, title=" "), "kl"))
+
+
+def _traversals(scene: Scene) -> Picture:
+    order, steps = scene.order[: pictures.ROWS], 11
+    codes = figures.traverse(scene.typical(1)[0], order, torch.linspace(-3, 3, steps))
+    images = figures.decode(scene.model, codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+    names = [f"z{d + 1}" + ("" if scene.rate is None else f" · {scene.rate[d]:.2f}") for d in order]
+    return _grid("Traversals", "One latent dimension a row, from −3 to 3, the others those of a typical image; by "
+                 "falling rate, in nats beside its name.", list(zip(names, images, strict=True)), steps)  # fmt: skip
+
+
+def _interpolation(scene: Scene) -> Picture:
+    codes, steps = scene.typical(8), 11
+    half = len(codes) // 2
+    if half < 1:
+        raise UsageError("an interpolation needs at least 2 validation images")
+    t = torch.linspace(0, 1, steps)
+    between = figures.between(codes[:half], codes[half : 2 * half], t, "spherical")
+    images = figures.decode(scene.model, between.flatten(0, 1)).unflatten(0, between.shape[:2])
+    return _grid("Interpolation", "From one typical image to another along a great circle.",
+                 [("", row) for row in images], steps)  # fmt: skip
+
+
+def _arithmetic(scene: Scene) -> Picture:
+    names, terms = sums(scene)
+    a, b, c = terms
+    rows = [figures.decode(scene.model, codes) for codes in (a, b, c, a - b + c)]
+    said = " ".join(f"{x}−{y}+{z}" for x, y, z in names)
+    return _grid("Arithmetic", f"Sums of the mean codes of classes, column by column: {said}.",
+                 list(zip(("a", "− b", "+ c", "="), rows, strict=True)), len(names))  # fmt: skip
+
+
+def _weights(scene: Scene) -> Picture:
+    bounds, ess, pixels = weighed(scene)
+    svg = _svg(lambda: figures.importance_weights(bounds, ess), "weights", 1)
+    caption = (f"Importance sampling of {len(ess)} validation images, {pixels}: the bound should have settled, and the "
+               "weights should not hang on a few samples.")  # fmt: skip
+    return Picture("Can the likelihood be trusted?", caption, svg, wide=True)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """A metric as a table shows it."""
+
+    name: str
+    value: str
+    stderr: str
+    unit: str
+    n: str
+    protocol: str
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """The metrics of one split under one protocol."""
+
+    title: str
+    rows: Sequence[Row]
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def _tables(facts: Facts) -> list[Table]:
+    if facts.metrics is None:
+        return []
+    made: list[Table] = []
+    data, beta = facts.metrics["data"], facts.metrics["beta"]
+    for split, protocols in facts.metrics["splits"].items():
+        for protocol, found in protocols.items():
+            rows = [_metric(key, estimate, beta) for key, estimate in found["metrics"].items()]
+            made.append(Table(f"{data['data']} {split}, {data[split]:,} images, {protocol}", rows, notes(found)))
+    return made
+
+
+def _metric(key: str, estimate: dict[str, Any], beta: float) -> Row:
+    value, stderr = cells(estimate)
+    unit = estimate["unit"].partition(" (")[0]
+    return Row(label(key, beta).strip(), value, "" if stderr == "-" else stderr, unit, f"{estimate['n']:,}",
+               estimate["protocol"])  # fmt: skip
+
+
+def _headlines(facts: Facts) -> list[Row]:
+    """The numbers to look at first: of the test images where they were scored, a likelihood where there is one."""
+    if facts.metrics is None:
+        return []
+    splits = facts.metrics["splits"]
+    protocols = splits.get("test") or next(iter(splits.values()))
+    every = {k: estimate for found in reversed(list(protocols.values())) for k, estimate in found["metrics"].items()}
+    own = protocols.get(facts.run.data.protocol, next(iter(protocols.values())))["metrics"]
+    found = {**every, **own}
+    bounds = [key for key in found if key.startswith("nll_") and key[4:].isdecimal()]
+    chosen: list[Row] = []
+    for key, words in HEADLINES.items():
+        name = max(bounds, key=lambda bound: int(bound[4:]), default="") if key == "nll" else key
+        if name in found:
+            row = _metric(name, found[name], facts.metrics["beta"])
+            unit = "" if row.unit in ("units", "Fréchet distance") else row.unit
+            value = f"{found[name]['value']:.0f}" if row.unit == "units" else row.value
+            chosen.append(
+                replace(row, name=words, value=value, unit=unit, protocol=row.protocol.split(", mean and s.d.")[0])
+            )
+    return chosen
+
+
+def _summary(facts: Facts) -> str:
+    """What was trained on what, in a sentence."""
+    data, resolved = facts.config["data"], facts.config["resolved"]
+    channels, height, width = data["shape"]
+    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    seconds = sum(record.get("seconds", 0.0) for record in facts.history)
+    duration = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    epochs = f"{len(facts.history)} epochs" if len(facts.history) != 1 else "1 epoch"
+    best = "" if facts.scene is None else f"; the weights are those of epoch {facts.scene.epoch}"
+    return (f"{facts.run.recipe} on {data['data']}: {data['train']:,} {kind} images of {height}×{width} "
+            f"({data['protocol']}), {resolved['parameters']:,} parameters, {epochs} in {duration} on "
+            f"{resolved['machine']}{best}.")  # fmt: skip
+
+
+def _settings(facts: Facts) -> list[tuple[str, str, bool]]:
+    """Every setting, its value, and whether it differs from the recipe's."""
+    base = recipe(facts.run.recipe)
+    rows: list[tuple[str, str, bool]] = []
+    for slot in slots_with_choice():
+        ours, theirs = (getattr(run, slot) for run in (facts.run, base))
+        rows.append((slot, "auto" if ours is None else type(ours).__name__, type(ours) is not type(theirs)))
+    before = {name: leaf.value for name, leaf in flat(base).items()}
+    for name, leaf in flat(facts.run).items():
+        rows.append((name, _shown(name, leaf.value), name not in before or before[name] != leaf.value))
+    return rows
+
+
+def _shown(name: str, value: Any, none: str = "–") -> str:
+    if name == "data":  # a path says more of a machine than of a run
+        return Path(str(value)).name
+    return none if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _environment(facts: Facts) -> list[tuple[str, str]]:
+    resolved, data = facts.config["resolved"], facts.config["data"]
+    commit = facts.config.get("commit")  # runs of vaelab 0.1 did not keep it
+    rows = [("vaelab", facts.config["vaelab"] + (f", commit {commit}" if commit else ""))]
+    rows += [(key, str(value)) for key, value in resolved.items() if value is not None]
+    rows += [(key.replace("_", " "), value[:16]) for key, value in data.items() if key.endswith("sha256")]
+    return [*rows, ("report made by", f"vaelab {__version__}, {facts.made:%Y-%m-%d %H:%M} UTC")]
+
+
+def _filled(template: str, facts: Facts, **extra: Any) -> str:
+    environment = Environment(loader=PackageLoader("vaelab"), autoescape=template.endswith(".html"),
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return environment.get_template(template).render(
+        facts=facts, summary=_summary(facts), tables=_tables(facts), headlines=_headlines(facts),
+        settings=_settings(facts), environment=_environment(facts),
+        source=RECIPES[facts.run.recipe].source, **extra,
+    )  # fmt: skip
+
+
+def html(facts: Facts) -> str:
+    """The page, with all that it shows in it."""
+    made = [] if facts.scene is None else _pictures(facts.scene)
+    return _filled("report.html", facts, charts=_charts(facts), pictures=made)
+
+
+def card(facts: Facts) -> str:
+    """The model card."""
+    return _filled("card.md", facts, nan=math.nan, rate=None if facts.scene is None else _active(facts.scene))
+
+
+def _active(scene: Scene) -> str | None:
+    return None if scene.rate is None else f"{int((np.asarray(scene.rate) >= 0.1).sum())} of {len(scene.rate)}"

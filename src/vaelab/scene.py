@@ -1,0 +1,187 @@
+"""What pictures of a run are made of: its model, its data, and what is computed of them, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaelab import figures
+from vaelab.config import Run, override
+from vaelab.data.datasets import BATCH, Dataset, Split
+from vaelab.errors import UsageError
+from vaelab.evaluate import importance, latents
+from vaelab.evaluate.neighbours import nearest_images
+from vaelab.evaluate.pieces import join
+from vaelab.folder import RunFolder
+from vaelab.loading import load_data, load_model, require_same_data
+from vaelab.models import VAE
+
+MAPPED = 5000  # images of a map, at most
+WEIGHED = (100, 500)  # images, and importance samples of each
+COMPARED = 200  # samples whose closest training images are looked for
+SEARCHED = 60_000  # training images that are looked through, at most
+
+
+@final
+@dataclass(frozen=True)
+class Scene:
+    """What pictures are drawn from. They look at the validation split: the test set is not for looking at.
+
+    Args:
+        run, model, data, history: the run.
+        epoch: that of the model.
+    """
+
+    run: Run
+    model: VAE
+    data: Dataset
+    history: list[dict[str, Any]]
+    epoch: int
+
+    def title(self, what: str) -> str:
+        """A title that says what is shown, of which run, and when."""
+        return f"{what}\n{self.where}"
+
+    @property
+    def where(self) -> str:
+        """Of which run, and when."""
+        return f"{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
+
+    @cached_property
+    def codes(self) -> latents.Codes:
+        """Of the first validation images."""
+        return latents.encode(self.model, self.data, "validation", limit=MAPPED)
+
+    @property
+    def means(self) -> NDArray[np.float32]:
+        """(N, D), the posterior means of the same images."""
+        return self.codes.loc.astype(np.float32)
+
+    @property
+    def order(self) -> list[int]:
+        """The latent dimensions, the most telling first: by rate, or by the variance of means where it is unknown."""
+        rate = self.codes.rate
+        return np.argsort(-(latents.variance_of_means(self.codes) if rate is None else rate.mean(0))).tolist()
+
+    @property
+    def rate(self) -> NDArray[np.float64] | None:
+        """(D,), the mean rate of each dimension; None where it is unknown."""
+        return None if self.codes.rate is None else self.codes.rate.mean(0)
+
+    def typical(self, count: int) -> Tensor:
+        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones."""
+        means, y = self.means, self.codes.y
+        if y is None:
+            return torch.from_numpy(means[:count])
+        closest = [typical_rows(means, y, label)[0] for label in np.unique(y)]
+        return torch.from_numpy(means[closest][:count])
+
+
+def scene_of(path: Path) -> Scene:
+    """The scene of a run folder: its best model, and the data that it was trained on.
+
+    Raises:
+        UsageError: if there is no run.
+        FailureError: if files are damaged or the data have changed.
+    """
+    folder = RunFolder.open(path)
+    model, data, history = load_model(path), load_data(folder.run), folder.history()
+    require_same_data(folder, data)
+    return Scene(folder.run, model, data, history, folder.best_epoch())
+
+
+def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
+    """The rows of a class, the closest to its mean first."""
+    rows = np.flatnonzero(y == label)
+    return rows[((means[rows] - means[rows].mean(0)) ** 2).sum(1).argsort(kind="stable")]
+
+
+def first_of_each_class(data: Dataset, count: int) -> Tensor:
+    """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
+    split = data.validation
+    count = min(count, len(split))
+    rows = torch.arange(count)
+    if split.y is not None:
+        labels = split.y.cpu().numpy()
+        rank = np.zeros(len(labels), np.int64)
+        for label in np.unique(labels):
+            rank[labels == label] = np.arange((labels == label).sum())
+        rows = torch.from_numpy(np.lexsort((labels, rank))[:count])
+    return split.rows(rows.to(split.device)).x
+
+
+def codes_of(model: VAE, split: Split) -> NDArray[np.float32]:
+    """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
+    starts = range(0, len(split), BATCH)
+    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
+
+
+def sums(scene: Scene) -> tuple[list[tuple[str, str, str]], tuple[Tensor, Tensor, Tensor]]:
+    """Which classes a, b and c of some sums are, and their mean codes (N, D) each.
+
+    Raises:
+        UsageError: if there are not three classes.
+    """
+    classes, y = scene.data.classes, scene.codes.y
+    present = [] if y is None or not classes else np.unique(y).tolist()
+    if len(present) < 3 or not classes:
+        raise UsageError(f"{scene.data.name} has no three classes: arithmetic adds and subtracts their mean codes")
+    count = len(present)
+    triples = [[present[i % count], present[(i + 3) % count], present[(i + 7) % count]] for i in range(min(6, count))]
+    triples = [triple for triple in triples if len(set(triple)) == 3] or [present[:3]]
+    mean = {label: scene.means[y == label].mean(0) for label in present}
+    a, b, c = (torch.from_numpy(np.stack([mean[triple[k]] for triple in triples])) for k in range(3))
+    return [(classes[x], classes[y], classes[z]) for x, y, z in triples], (a, b, c)
+
+
+def weighed(scene: Scene) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.float64], str]:
+    """Bounds on log p(x) by number of samples, effective sample sizes, and what was done to the pixels.
+
+    Where the likelihood of the run's own pixels is none, they are binarized.
+    """
+    data = scene.data
+    if not scene.model.is_density(binary_data=data.binary):
+        data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)
+    images, count = WEIGHED
+    parts = importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images)
+    values = join([part for _, part in parts])
+    return {int(name[2:]): value for name, value in values.items() if name.startswith("k=")}, values["ess"], data.pixels
+
+
+@final
+@dataclass(frozen=True)
+class Closest:
+    """Samples and the training images closest to them.
+
+    Args:
+        samples, nearest, distances: some samples (N, C, H, W), the closest images (N, K, C, H, W), their distances.
+        of_samples: the median distance of many samples from their closest image.
+        of_held_out: that of reconstructions of validation images, which are as smooth as samples.
+        searched: how many training images were looked through.
+    """
+
+    samples: Tensor
+    nearest: Tensor
+    distances: NDArray[np.float64]
+    of_samples: float
+    of_held_out: float
+    searched: int
+
+
+def closest(scene: Scene, shown: int = 10) -> Closest:
+    """Look for the training images closest to samples of the model."""
+    made = figures.decode(scene.model, figures.sample_prior(scene.model, COMPARED, 0))
+    smooth = figures.decode(scene.model, torch.from_numpy(scene.means[:COMPARED]))
+    searched = scene.data.train.first(SEARCHED)
+    found, held_out = nearest_images(made, searched, 4), nearest_images(smooth, searched)
+    rows = torch.from_numpy(found.rows[:shown]).flatten().to(searched.device)
+    nearest = searched.rows(rows).x.unflatten(0, (min(shown, len(made)), -1))
+    of_samples, of_held_out = (float(np.median(part.distances[:, 0])) for part in (found, held_out))
+    return Closest(made[:shown], nearest, found.distances[:shown], of_samples, of_held_out, len(searched))
