@@ -20,6 +20,7 @@ LAYERS = [
         "scene",
         "labels",
         "report",
+        "explorer",
         "extractors",
         "measure",
         "reproduce",

@@ -18,6 +18,7 @@ from vaelab import __version__
 from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
+from vaelab.cli.exploring import explore
 from vaelab.cli.measuring import evaluate
 from vaelab.cli.reproducing import reproduce
 from vaelab.cli.shipping import export, report
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate,
     "animate": animate,
     "draw": draw,
+    "explore": explore,
     "report": report,
     "export": export,
     "reproduce": reproduce,

@@ -1,0 +1,94 @@
+"""``vaelab explore``."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+from typing import Literal
+
+from vaelab.cli.common import RunPath
+from vaelab.errors import UsageError
+
+
+def explore(
+    run: RunPath,
+    /,
+    map: Literal["auto", "own", "pca", "tsne", "umap"] = "auto",
+    images: int = 2000,
+    port: int = 8642,
+    open: bool = False,
+    static: Path | None = None,
+    runtime: Literal["auto", "npm", "cdn"] = "auto",
+) -> None:
+    """Explore a run's latent space in the browser: map, sliders, drawings, interpolation, arithmetic, samples.
+
+    Serves a page on this machine alone (127.0.0.1) until Ctrl-C, and writes nothing; or, with --static, writes it as
+    files for any static host, the model in ONNX.
+
+    Args:
+        map: how test images get on the map: their own two dimensions, PCA, t-SNE or UMAP; auto: own or PCA.
+        images: test images on the map, at most.
+        port: where the page is served; 0: any that is free.
+        open: open it in the browser.
+        static: a new folder to write the page into, instead of serving it.
+        runtime: of a static page, where onnxruntime-web comes from: its npm package, now, or a public address, when the
+            page is opened; auto: npm where it is installed.
+    """
+    if images < 3:
+        raise UsageError(f"--images {images}: must be at least 3")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be from 0 to 65535")
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"exploring needs {' and '.join(missing)}: pip install 'vaelab[explore]'")
+    if static is not None:
+        _write(run, map, images, static, runtime)
+    else:
+        _serve(run, map, images, port, open)
+
+
+def _serve(run: Path, map: str, images: int, port: int, open: bool) -> None:
+    import uvicorn
+
+    from vaelab.explorer.server import application
+    from vaelab.explorer.world import world_of
+
+    listener = _listen(port)
+    with listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        app = application(world_of(run, map, images))  # pyright: ignore[reportArgumentType]
+        print(f"{url} explores {run}; Ctrl-C ends it", flush=True)
+        if open:
+            import webbrowser
+
+            webbrowser.open(url)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        server.run(sockets=[listener])
+
+
+def _listen(port: int) -> socket.socket:
+    """A socket that only this machine reaches, taken before the model is loaded: a busy port is told at once."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"--port {port} cannot be used ({error.strerror}): choose another, or 0 for any") from error
+    return listener
+
+
+def _write(run: Path, map: str, images: int, out: Path, runtime: str) -> None:
+    from vaelab.cli.shipping import description
+    from vaelab.explorer.static import write_static
+    from vaelab.explorer.world import world_of
+    from vaelab.folder import RunFolder
+
+    about = description(run, RunFolder.open(run).config())
+    world = world_of(run, map, images)  # pyright: ignore[reportArgumentType]
+    files = write_static(world, out, runtime, about)  # pyright: ignore[reportArgumentType]
+    size = sum((out / name).stat().st_size for name in files) / 2**20
+    print(f"{out}: {len(files)} files, {size:.1f} MiB; put them on any static host "
+          f"(to look at them here: python -m http.server --directory {out})")  # fmt: skip

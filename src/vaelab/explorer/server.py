@@ -1,0 +1,200 @@
+"""The explorer's server: the page, what it needs, and two questions to the model; on this machine alone.
+
+It writes nothing. What comes in is checked before the model sees it, and refused with a 4xx and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from vaelab import __version__
+from vaelab.explorer.world import World
+
+LARGEST_BODY = 2 * 2**20  # bytes
+ROWS = 64  # of a request
+FARTHEST = 1e3  # from 0 that a coordinate of z may be
+PAGE = {"index.html": "text/html", "style.css": "text/css"}  # other names are scripts
+SCRIPTS = ("app.js", "backend.js", "map.js", "sketch.js", "film.js", "codes.js")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; object-src 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def page_files() -> dict[str, bytes]:
+    """The page's own files by name."""
+    folder = resources.files("vaelab.explorer") / "page"
+    return {name: (folder / name).read_bytes() for name in (*PAGE, *SCRIPTS)}
+
+
+def application(world: World) -> Starlette:
+    """The server of a world."""
+    files = page_files()
+    points, pixels = world.points(), world.pixels()
+    info, described = json.dumps(world.info).encode(), json.dumps(openapi(world)).encode()
+    limiter = anyio.CapacityLimiter(1)  # the model takes one question at a time: more would only share its threads
+
+    def fixed(content: bytes, kind: str) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            return Response(content, media_type=kind, headers=HEADERS)
+
+        return answer
+
+    async def decode(request: Request) -> Response:
+        z = numbers(await body(request), "z", world.model.latent_dim, -FARTHEST, FARTHEST)
+        images = await anyio.to_thread.run_sync(functools.partial(world.decode, z), limiter=limiter)
+        return Response(images.tobytes(), media_type="application/octet-stream", headers=HEADERS)
+
+    async def score(request: Request) -> Response:
+        x = numbers(await body(request), "x", math.prod(world.model.shape), 0.0, 1.0)
+        given = x.reshape(-1, *world.model.shape)
+        found = await anyio.to_thread.run_sync(functools.partial(world.score, given), limiter=limiter)
+        answer = {
+            "loc": _finite(found.loc), "scale": _finite(found.scale), "mean": found.mean.reshape(len(x), -1).tolist(),
+            "distortion": _finite(found.distortion), "rate": _finite(found.rate),
+        }  # fmt: skip
+        return JSONResponse(answer, headers=HEADERS)
+
+    routes = [Route(f"/{name}", fixed(files[name], PAGE.get(name, "text/javascript"))) for name in files]
+    routes += [
+        Route("/", fixed(files["index.html"], "text/html")),
+        Route("/run.json", fixed(info, "application/json")),
+        Route("/points.bin", fixed(points, "application/octet-stream")),
+        Route("/images.bin", fixed(pixels, "application/octet-stream")),
+        Route("/openapi.json", fixed(described, "application/json")),
+        Route("/api/decode", decode, methods=["POST"]),
+        Route("/api/score", score, methods=["POST"]),
+    ]
+    # A page of another site whose name leads here (DNS rebinding) is refused by the name that it asks for.
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    return Starlette(
+        routes=routes, middleware=[hosts], exception_handlers={HTTPException: _refused, Exception: _failed}
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers={**HEADERS, **(error.headers or {})})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; its terminal says why"}, 500, headers=HEADERS)
+
+
+# --- what comes in --------------------------------------------------------------------------------------------------
+
+
+async def body(request: Request) -> Any:
+    """The JSON of a request.
+
+    Raises:
+        HTTPException: 415, 413 or 400, saying what is wrong.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "send application/json")
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > LARGEST_BODY:
+            raise HTTPException(413, f"a request may have {LARGEST_BODY} bytes")
+    try:
+        return json.loads(bytes(content))
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the request is not JSON") from error
+
+
+def numbers(content: Any, name: str, columns: int, least: float, largest: float) -> NDArray[np.float32]:
+    """The rows of numbers (B, columns) that a request gives under a name.
+
+    Raises:
+        HTTPException: 422, saying what is wrong.
+    """
+    if not isinstance(content, dict) or set(content) != {name}:
+        raise HTTPException(422, f'send one object with one key, "{name}"')
+    rows = content[name]
+    if not isinstance(rows, list) or not 1 <= len(rows) <= ROWS:
+        raise HTTPException(422, f"{name} must be a list of 1 to {ROWS} rows")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != columns:
+            raise HTTPException(422, f"each row of {name} must be a list of {columns} numbers")
+        for value in row:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= largest:
+                raise HTTPException(422, f"{name} must hold numbers from {least:g} to {largest:g}")  # NaN is none
+    return np.array(rows, np.float32)
+
+
+def _finite(values: NDArray[np.float32]) -> list[Any]:
+    """Numbers for JSON, which has no NaN and no infinity: far outside of the images a model may give them."""
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=1e30, neginf=-1e30).tolist()
+
+
+# --- its description ------------------------------------------------------------------------------------------------
+
+
+def openapi(world: World) -> dict[str, Any]:
+    """The API in OpenAPI's words."""
+    latent, pixels = world.model.latent_dim, math.prod(world.model.shape)
+
+    def rows(columns: int, least: float, largest: float) -> dict[str, Any]:
+        row = {"type": "array", "minItems": columns, "maxItems": columns,
+               "items": {"type": "number", "minimum": least, "maximum": largest}}  # fmt: skip
+        return {"type": "array", "minItems": 1, "maxItems": ROWS, "items": row}
+
+    def asked(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+        content = {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: schema}}
+        return {"required": True, "content": {"application/json": {"schema": content}}}
+
+    error = {"description": "refused", "content": {"application/json": {"schema": {
+        "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}}}  # fmt: skip
+    refused = {str(code): error for code in (400, 413, 415, 422)}
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    table = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    vector = {"type": "array", "items": {"type": "number"}}
+    scored = {"type": "object", "required": ["loc", "scale", "mean", "distortion", "rate"], "properties": {
+        "loc": table, "scale": table, "mean": table, "distortion": vector, "rate": vector}}  # fmt: skip
+
+    def got(summary: str, content: dict[str, Any]) -> dict[str, Any]:
+        return {"get": {"summary": summary, "responses": {"200": {"description": summary, "content": content}}}}
+
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "vaelab explorer", "version": __version__, "description": world.info["title"]},
+        "paths": {
+            "/run.json": got("what the page says of the run", {"application/json": {"schema": {"type": "object"}}}),
+            "/points.bin": got(
+                f"float32, little-endian: places of {len(world.codes)} test images (2 each), their codes ({latent} "
+                f"each), {len(world.draws)} draws from the prior ({latent} each)", binary),
+            "/images.bin": got(f"the pixels of the same images, {pixels} bytes each", binary),
+            "/api/decode": {"post": {
+                "summary": f"Means of p(x|z) for up to {ROWS} codes: {pixels} bytes each",
+                "requestBody": asked("z", rows(latent, -FARTHEST, FARTHEST)),
+                "responses": {"200": {"description": "pixels", "content": binary}, **refused}}},
+            "/api/score": {"post": {
+                "summary": f"Codes, reconstructions (0 to 255) and nats of up to {ROWS} images of {pixels} pixels",
+                "requestBody": asked("x", rows(pixels, 0.0, 1.0)),
+                "responses": {"200": {"description": "scores", "content": {"application/json": {"schema": scored}}},
+                              **refused}}},
+        },
+    }  # fmt: skip
