@@ -128,6 +128,7 @@ function codeAt(x, y) {
 const written = (z) => Array.from(z, (value) => Number(value.toFixed(3))).join(",");
 
 function remember() {
+  if (!state.z) return; // an address is still being read
   const link = new URLSearchParams({ z: written(state.z), start: state.start, t: state.temperature, way: state.way });
   state.slots.forEach((z, i) => { if (z) link.set(NAMES[i].toLowerCase(), written(z)); });
   clearTimeout(remember.timer); // browsers allow so many changes of the address a second, and no more

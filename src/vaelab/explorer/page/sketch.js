@@ -47,7 +47,7 @@ export class Pad {
   stroke(to) {
     const context = this.context;
     context.strokeStyle = this.ink;
-    context.lineWidth = 0.075 * Math.min(this.canvas.width, this.canvas.height);
+    context.lineWidth = Math.max(0.075 * Math.min(this.canvas.width, this.canvas.height), 2.2 * this.canvas.width / this.width);
     context.lineCap = context.lineJoin = "round";
     context.beginPath();
     context.moveTo(...this.last);
