@@ -214,6 +214,37 @@ def time_table(name: str) -> Callable[[], str]:
     return table
 
 
+def bf16_table() -> str:
+    """What bf16 changes of each recipe's test objective, where that was measured."""
+    lines = ["| recipe | bf16 − fp32, nats | seeds | `--precision auto` |", "|---|---|---|---|"]
+    commands: list[str] = []
+    for name, entry in RECIPES.items():
+        result = _load(f"time-{name}")
+        if result is None or result["gap"] is None:
+            continue
+        gap, taken = result["gap"], entry.make().bf16_gap is not None
+        lines.append(f"| `{name}` | {gap['mean']:+.3f} ± {gap['stderr']:.3f} | {gap['seeds']} | "
+                     f"{'bf16 where it is fast' if taken else 'fp32'} |")  # fmt: skip
+        commands.append(f"`{result['command']}`")
+    return "\n".join([*lines, "\n" + ", ".join(commands) + ": grey test images, 1 posterior sample, paired by seed."])
+
+
+def explorer_table() -> str:
+    """How fast the explorer answers."""
+    result = _load("explorer")
+    if result is None:
+        return "(not measured yet)"
+    (many,) = {key for row in result["rows"] for key in row if key.endswith("_clients")}
+    count = many.partition("_")[0]
+    lines = [f"| run | pointer to picture: median | p95 | {count} clients at once: median | p95 | largest |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in result["rows"]:
+        pointer, clients = row["pointer_to_picture"], row[many]
+        lines.append(f"| `{row['run']}` | {pointer['median']} ms | {pointer['p95']} ms | {clients['median']} ms | "
+                     f"{clients['p95']} ms | {clients['largest']} ms |")  # fmt: skip
+    return "\n".join([*lines, f"\n`{result['command']}`: {result['what']}, {result['machine']}."])
+
+
 def ceilings_table() -> str:
     """The machine's own limits, of the same run."""
     result = _load("training")
@@ -421,6 +452,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "time-fast": time_table("fast"),
     "scaling": scaling_table,
     "streaming": streaming_table,
+    "bf16": bf16_table,
+    "explorer": explorer_table,
 }
 
 

@@ -50,6 +50,8 @@ def test_every_readme_command_runs(tmp_path, monkeypatch, photos):
         arguments = command[1:]
         if arguments[0] == "train":
             arguments += ["--epochs", "1"] if "--data" in arguments else ["--data", "digits", "--epochs", "1"]
+        if arguments[0] == "explore":  # as files: a server would not end
+            arguments += ["--static", str(tmp_path / "site"), "--runtime", "cdn"]
         assert main(arguments) == 0, command
         ran.append(command[1])
     assert {"recipes", "train", "evaluate", "sample", "reconstruct", "animate"} <= set(ran)

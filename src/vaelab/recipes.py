@@ -42,6 +42,7 @@ def mlp() -> Run:
         posterior=specs.DiagonalNormal(20),
         decoder=specs.MLPDecoder((512,)),
         training=Training(epochs=30, batch_size=128),
+        bf16_gap=0.003,  # benchmarks/results/time-mlp.json
         pictures=(
             Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("latent", "latent_space.png"),
