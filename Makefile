@@ -40,6 +40,7 @@ bench: $(VENV)/.ready
 	@echo "== speed of training, ours and the peers in one run (they get environments of their own in .bench)"
 	@$(BIN)/python benchmarks/training.py && $(BIN)/python benchmarks/training.py --scaling
 	@$(BIN)/python benchmarks/time_to_quality.py && $(BIN)/python benchmarks/streaming.py
+	@$(BIN)/python benchmarks/explorer.py
 	@$(BIN)/python benchmarks/tables.py render
 
 clean:

@@ -1,9 +1,10 @@
 """How fast the explorer answers: from a pointer that moves to the picture, in a browser; and fifty clients at once.
 
-    python benchmarks/explorer.py RUN [RUN ...] [--moves 300] [--clients 50]
+    python benchmarks/explorer.py [RUN ...] [--moves 300] [--clients 50]
 
-Needs Chromium. The browser, the server and all clients share this machine's cores. A client opens a connection of its
-own and asks for one random code after another; all begin together.
+Needs Chromium. Without a RUN the networks of three recipes are trained on digits for an epoch first: what they have
+learned does not change how long they take. The browser, the server and all clients share this machine's cores. A client
+opens a connection of its own and asks for one random code after another; all begin together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
@@ -28,9 +30,12 @@ from tyro.conf import Positional
 
 from vaelab.checkpoint import write_json
 from vaelab.cli.exploring import _listen
+from vaelab.config import override
 from vaelab.explorer.server import application
 from vaelab.explorer.world import world_of
+from vaelab.recipes import recipe
 from vaelab.runtime import cpu_name
+from vaelab.train import fit
 
 HERE = Path(__file__).parent
 
@@ -56,7 +61,7 @@ MOVES = """async (count) => {
 class Options:
     """How fast the explorer answers."""
 
-    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
     moves: int = 300
     clients: int = 50
     requests: int = 20
@@ -65,14 +70,30 @@ class Options:
 def main() -> None:
     """Measure each run, print a table, write benchmarks/results/explorer.json."""
     options = tyro.cli(Options)
-    rows = [measure(run, options) for run in options.runs]
+    if chromium() is None:
+        print("the explorer is not measured: no Chromium is installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        runs = options.runs or tuple(trained(name, Path(folder)) for name in ("mlp-2d", "conv-2d", "conv-beta"))
+        rows = [measure(run, options) for run in runs]
     content = {
-        "command": f"python benchmarks/explorer.py {' '.join(run.name for run in options.runs)}",
+        "command": " ".join(["python benchmarks/explorer.py", *(run.name for run in options.runs)]),
         "what": f"{options.moves} pointer moves in Chromium, one after another; {options.clients} clients at once, "
         f"each {options.requests} random codes; milliseconds; all on one machine of {os.cpu_count()} cores",
         "machine": cpu_name(), "rows": rows,
     }  # fmt: skip
     write_json(HERE / "results" / "explorer.json", content)
+
+
+def chromium() -> str | None:
+    """The browser, if there is one."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def trained(name: str, folder: Path) -> Path:
+    """A run of a recipe, an epoch long, on digits."""
+    fit(override(recipe(name), data="digits", epochs=1), out=folder / name)
+    return folder / name
 
 
 def measure(run: Path, options: Options) -> dict[str, Any]:
@@ -103,11 +124,11 @@ def serve(run: Path, listener: Any, ready: Event) -> None:
 
 def in_browser(address: str, moves: int) -> list[float]:
     """Milliseconds from a pointer's move to its picture."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        raise SystemExit("no Chromium is installed")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=found, args=arguments) as browser:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium(), args=arguments) as browser,
+    ):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
         page.wait_for_selector("html[data-ready=true]", timeout=60_000)

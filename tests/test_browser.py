@@ -275,6 +275,10 @@ def test_sliders_stand_by_rate_and_move_one_dimension(page, wide):
     assert np.flatnonzero(np.abs(after - before) > 0.005).tolist() == [order[0]]
     assert after[order[0]] == pytest.approx(before[order[0]] + 0.3, abs=0.02)
     assert shows(page, wide, after)
+    row = wide.info["typical"][0]
+    assert page.inner_text("#picture-caption") == (
+        f"test image {row}, class 0, as the model sees it, z{order[0] + 1} = {after[order[0]]:.2f}"
+    )
     page.click("#all-sliders")
     assert page.locator("#sliders .slider:not([hidden])").count() == 20
     page.click("#reset")
@@ -344,6 +348,11 @@ STROKE = [(0.15, 0.1), (0.3, 0.1), (0.3, 0.5)]  # a 7 in the corner, small
 
 
 def stroke(page, points):
+    stroke_only(page, points)
+    settled(page)
+
+
+def stroke_only(page, points):
     page.locator("#pad").scroll_into_view_if_needed()
     box = page.locator("#pad").bounding_box()
     where = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
@@ -352,7 +361,6 @@ def stroke(page, points):
     for point in where[1:]:
         page.mouse.move(*point, steps=6)
     page.mouse.up()
-    settled(page)
 
 
 def seen(page):
@@ -371,8 +379,9 @@ def test_a_drawing_is_centred_and_scaled_as_mnist_was_and_judged(page, wide):
     total = float(found.distortion[0] + found.rate[0])
     text = page.inner_text("#verdict")
     assert float(re.match(r"-?[\d.]+", text).group()) == pytest.approx(total, abs=1)
-    quantiles = np.array(wide.info["score"]["quantiles"])
-    unusual = total > quantiles[198]
+    share = (np.array(wide.info["score"]["sorted"]) < total).mean()
+    assert f"higher than {100 * share:.1f} % of 180 test images" in text
+    unusual = share >= 0.99
     assert ("This is unusual." in text) == unusual
     assert np.allclose(z_of(page), found.loc[0], atol=0.02), "and it is placed on the map"
     page.click("#clear")
@@ -420,6 +429,42 @@ def test_an_image_can_be_dropped(page, wide):
     assert "nats" in page.inner_text("#verdict")
 
 
+def test_ink_on_a_transparent_ground_is_seen(page, tmp_path):
+    picture = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (25, 10, 35, 50))
+    picture.save(tmp_path / "ink.png")
+    page.set_input_files("#file", tmp_path / "ink.png")
+    settled(page)
+    assert page.is_checked("#invert")
+    assert seen(page)[14, 14] > 0.8
+    assert seen(page)[2, 2] < 0.1
+
+
+def test_invert_stays_from_stroke_to_stroke(page):
+    stroke(page, STROKE)
+    page.check("#invert")
+    stroke(page, [(0.5, 0.5), (0.6, 0.6)])
+    assert page.is_checked("#invert")
+    assert seen(page)[1, 1] > 0.9
+    page.click("#clear")
+    assert not page.is_checked("#invert"), "these data are light on dark"
+
+
+def test_an_answer_that_comes_too_late_changes_nothing(page, wide):
+    page.route("**/api/score", lambda route: (page.wait_for_timeout(600), route.continue_()))
+    stroke_only(page, STROKE)
+    page.click("#clear")
+    page.wait_for_timeout(1200)
+    assert page.inner_text("#verdict") == ""
+    stroke_only(page, STROKE)
+    page.click("#randomise")
+    z = z_of(page)
+    page.wait_for_timeout(1200)
+    assert np.array_equal(z_of(page), z)
+    assert "nats" in page.inner_text("#verdict"), "the drawing is judged all the same"
+    page.unroute_all(behavior="wait")
+
+
 # --- between and beyond ---------------------------------------------------------------------------------------------
 
 
@@ -461,7 +506,7 @@ def test_interpolation_by_hand_and_as_a_gif(page, wide, way):
 def test_play_moves_and_stops(page, wide):
     keep(page, ("A", 0), ("B", 1))
     page.click("#play")
-    expect(page.locator("#play")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#play")).to_have_text("Stop")
     page.wait_for_timeout(700)
     assert float(page.input_value("#position")) > 0.1
     page.click("#play")
@@ -470,6 +515,37 @@ def test_play_moves_and_stops(page, wide):
     where = page.input_value("#position")
     page.wait_for_timeout(300)
     assert page.input_value("#position") == where
+
+
+def test_what_is_chosen_while_it_plays_stays(page, wide):
+    keep(page, ("A", 0), ("B", 1))
+    for _ in range(3):
+        page.click("#play")
+        page.click("#play")
+    page.click("#play")
+    page.wait_for_timeout(400)
+    page.click("#randomise")
+    settled(page)
+    expect(page.locator("#play")).to_have_text("Play A → B")
+    z = z_of(page)
+    page.wait_for_timeout(300)
+    assert np.array_equal(z_of(page), z)
+    assert shows(page, wide, z)
+    assert "a draw from the prior" in page.inner_text("#picture-caption")
+
+
+def test_only_one_film_plays(page):
+    keep(page, ("A", 0), ("B", 1))
+    for _ in range(5):
+        page.click("#play")
+    before = page.evaluate(
+        """() => new Promise((done) => { let count = 0;
+            const watcher = new MutationObserver(() => { count++; });
+            watcher.observe(document.getElementById('picture-caption'), {childList: true});
+            setTimeout(() => { watcher.disconnect(); done(count); }, 1200); })"""
+    )
+    assert before <= 21, "one picture in 60 ms"
+    page.click("#play")
 
 
 def test_arithmetic_adds_and_subtracts_codes(page, wide):
@@ -596,8 +672,8 @@ def test_everything_can_be_reached_and_has_a_name(page):
 
 
 def test_status_and_verdict_are_told_to_screen_readers(page):
-    for name in ("#status", "#verdict"):
-        assert page.locator(name).get_attribute("aria-live") == "polite"
+    live = page.evaluate("[...document.querySelectorAll('[aria-live], [role=status], output')].map((e) => e.id)")
+    assert live == ["status", "verdict"], "and nothing else speaks up"
     headings = page.locator("main h2").all_inner_texts()
     assert headings == ["Latent map", "Picture", "Dimensions", "Draw or drop an image", "Between and beyond", "Samples"]
 
@@ -677,6 +753,30 @@ def test_colour_images_of_another_size(opened, colour):
         assert drawn[..., 0].max() > 200
         assert drawn[..., 1:].max() < 60
         assert "−ELBO" in page.inner_text("#verdict")
+        page.close()
+
+
+def test_binary_pixels_are_given_binary_drawings(opened, tmp_path):
+    run = trained(tmp_path, "mlp", "--data", "digits", "--protocol", "dynamic", "--epochs", "2", "--z-dim", "4")
+    world = world_of(run)
+    with served(world) as address:
+        page = opened(address)
+        stroke(page, STROKE)
+        assert set(np.unique(seen(page))) == {0.0, 1.0}
+        found = world.score(seen(page).astype(np.float32)[None, None])
+        total = float(found.distortion[0] + found.rate[0])
+        assert float(re.match(r"-?[\d.]+", page.inner_text("#verdict")).group()) == pytest.approx(total, abs=0.2)
+        assert "(−ELBO at the mean" in page.inner_text("#verdict")
+        page.close()
+
+
+def test_few_test_images_call_nothing_unusual(opened, colour):
+    with served(colour) as address:
+        page = opened(address)
+        stroke(page, [(0.1, 0.1), (0.9, 0.9)])
+        assert "unusual" not in page.inner_text("#verdict")
+        assert "of 6 test images" in page.inner_text("#verdict")
+        assert "too few test images" in page.inner_text("#scale-help")
         page.close()
 
 

@@ -15,9 +15,9 @@ import torch
 from vaelab.loading import load_model
 
 HERE = Path(__file__).parent
-FLAGS = ["mlp", "--data", "digits", "--batch-size", "96", "--threads", "1", "--encoder-hidden-dims", "32",
+FLAGS = ["mlp", "--data", "digits", "--batch-size", "96", "--threads", "1", "--precision", "fp32", "--encoder-hidden-dims", "32",
          "--decoder-hidden-dims", "32", "--latent-dim", "4"]  # fmt: skip
-CONV = ["conv-beta", "--data", "digits", "--batch-size", "96", "--threads", "1", "--encoder-conv-channels", "4", "8",
+CONV = ["conv-beta", "--data", "digits", "--batch-size", "96", "--threads", "1", "--precision", "fp32", "--encoder-conv-channels", "4", "8",
         "--encoder-hidden-dims", "16", "--decoder-conv-channels", "8", "4", "--decoder-hidden-dims", "16",
         "--kl-warmup-epochs", "0", "--warmup-epochs", "0"]  # fmt: skip
 

@@ -107,14 +107,32 @@ def test_a_point_of_the_map_stands_for_a_code_of_its_plane(world):
     np.testing.assert_allclose(again, world.map.points, atol=1e-3)
 
 
-def test_the_scores_of_test_images_fall_into_their_quantiles(world, digits):
+def test_scores_are_compared_with_all_test_images_whatever_the_map_shows(run, world, digits):
     found = world.score(digits.test.rows(slice(None)).x.numpy())
     totals = np.sort(found.distortion + found.rate)
-    quantiles = world.info["score"]["quantiles"]
-    assert quantiles[0] == pytest.approx(totals[0], abs=0.01)
-    assert quantiles[-1] == pytest.approx(totals[-1], abs=0.01)
-    assert quantiles[100] == pytest.approx(np.median(totals), abs=0.01)
+    np.testing.assert_allclose(world.info["score"]["sorted"], totals, atol=0.01)
+    assert world_of(run, images=5).info["score"] == world.info["score"]
     assert world.info["score"]["what"].startswith("cross-entropy + KL"), "grey pixels have no likelihood"
+
+
+def test_scores_that_are_not_finite_are_null_and_no_page_is_broken_by_them(world, monkeypatch, digits):
+    from dataclasses import replace
+
+    whole, first = World.score, []
+
+    def broken(self, x):
+        found = whole(self, x)
+        first.append(len(x))
+        return replace(found, rate=np.r_[[np.inf, np.nan], found.rate[2:]].astype(np.float32)[: len(x)])
+
+    monkeypatch.setattr(World, "score", broken)
+    other = World(world.scene)
+    assert len(other.info["score"]["sorted"]) == 178
+    with TestClient(server.application(other), base_url="http://127.0.0.1") as client:
+        assert client.get("/run.json").status_code == 200
+        answer = client.post("/api/score", json={"x": digits.test.rows(slice(0, 3)).x.flatten(1).tolist()})
+    assert answer.json()["rate"][:2] == [None, None]
+    assert math.isfinite(answer.json()["rate"][2])
 
 
 def test_typical_images_are_one_of_each_class(world):
@@ -203,6 +221,23 @@ def test_a_body_that_is_sent_in_pieces_is_limited_too(client):
 
     answer = client.post("/api/decode", content=pieces(), headers={"content-type": "application/json"})
     assert answer.status_code == 413
+
+
+def test_a_large_image_fits_into_a_request(tmp_path):
+    from vaelab.config import override
+    from vaelab.recipes import recipe
+    from vaelab.scene import Scene
+    from vaelab.trainer import build_model
+
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (40, 200, 200, 3), np.uint8))
+    data = vaelab.load(str(tmp_path / "a.npy"))
+    run = override(recipe("mlp"), encoder_hidden_dims=(8,), decoder_hidden_dims=(8,))
+    world = World(Scene(run, build_model(run, data.shape).eval(), data, [], 1))
+    x = np.random.default_rng(1).random(120_000)
+    with TestClient(server.application(world), base_url="http://127.0.0.1") as client:
+        answer = client.post("/api/score", json={"x": [x.tolist()]})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["mean"][0]) == 120_000
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
@@ -389,6 +424,28 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path, capsys):
     assert main(["explore", str(run), "--static", str(tmp_path)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_that_is_given_away_tells_a_path(tmp_path, capsys):
+    """Not of the data, not of the sources that traced the graphs."""
+    import vaelab.export
+
+    folder = tmp_path / "a-private-folder" / "pictures"
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", np.random.default_rng(0).random((60, 12, 9)).astype(np.float32))
+    run, data = tmp_path / "run", str(folder / "images.npy")
+    assert main(["train", "mlp", "--data", data, "--epochs", "1", "--out", str(run)]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "given")]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "given"), "--format", "safetensors"]) == 0
+    assert main(["explore", str(run), "--static", str(tmp_path / "given" / "site"), "--runtime", "cdn"]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "given" / "report.html")]) == 0
+    source = vaelab.export.__file__.rpartition("/vaelab/")[0]
+    for path in (tmp_path / "given").rglob("*.*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for private in ("a-private-folder", str(tmp_path), sys.prefix, source, "site-packages"):
+            assert private.encode() not in content, f"{path.name} tells {private}"
+    again = vaelab.load_model(tmp_path / "given" / "model.safetensors")
+    assert again.shape == (1, 12, 9)
 
 
 def test_npm_that_is_missing(run, world, tmp_path, monkeypatch, caplog):

@@ -22,7 +22,7 @@ from vaelab.loading import load_model
 from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
-from vaelab.runtime import StepNoise
+from vaelab.runtime import StepNoise, has_fast_bf16
 from vaelab.train import InterruptedRun, fit
 from vaelab.trainer import Trainer
 
@@ -537,7 +537,7 @@ def test_bf16_is_close_to_fp32(digits):
 def test_config_records_what_auto_was_resolved_to(tmp_path, digits):
     fit(override(RUNS["mlp"], epochs=1), digits, out=tmp_path / "run")
     content = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert content["resolved"]["precision"] == "fp32"
+    assert content["resolved"]["precision"] == ("bf16" if has_fast_bf16(torch.device("cpu")) else "fp32")
     assert content["resolved"]["device"] == "cpu"
     assert content["resolved"]["threads"] == 1
     assert content["data"]["test_sha256"]

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, final
 
 import numpy as np
@@ -122,7 +123,16 @@ def to_onnx(model: VAE, graph: Graph, metadata: Mapping[str, Any], *, opset: int
         raise FailureError(f"torch exported no {graph}")
     for key, value in {"graph": graph, **metadata}.items():
         program.model.metadata_props[f"vaelab.{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return program.model_proto.SerializeToString()
+    return _without_traces(program.model_proto).SerializeToString()
+
+
+def _without_traces(made: Any) -> Any:
+    """The graph without where each node was traced: those are paths of this machine."""
+    for part in (made.graph, *made.functions):
+        for entry in (part, *part.node, *part.value_info, *getattr(part, "input", ()), *getattr(part, "output", ())):
+            if hasattr(entry, "metadata_props"):
+                del entry.metadata_props[:]
+    return made
 
 
 @contextlib.contextmanager
@@ -218,7 +228,14 @@ def to_safetensors(model: VAE, config: Mapping[str, Any]) -> bytes:
     from safetensors.torch import save
 
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    return save(weights, {"format": "pt", "vaelab": json.dumps(dict(config))})
+    return save(weights, {"format": "pt", "vaelab": json.dumps(portable(config))})
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ``config.json`` as it is given away: data by their name, without the path of this machine."""
+    run = config["run"]
+    data = {**run["data"], "source": PurePath(run["data"]["source"]).name}
+    return {**config, "run": {**run, "data": data}}
 
 
 def check_safetensors(model: VAE, content: bytes, x: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -104,7 +104,13 @@ def gif_of(images: Sequence[Image.Image], fps: float = FRAMES_PER_SECOND) -> byt
 
 
 def mp4(frames: Tensor, *, side: int = 2 * FILM_SIDE, fps: int = FRAMES_PER_SECOND) -> bytes:
-    """Encode frames (F, C, H, W) in [0, 1] as an MP4 (H.264, what every browser and phone plays).
+    """Encode frames (F, C, H, W) in [0, 1] as an MP4, enlarged."""
+    pixels = (_enlarged(frames, side).expand(-1, 3, -1, -1) * 255).round().byte().permute(0, 2, 3, 1)
+    return mp4_of(pixels.numpy(), fps)
+
+
+def mp4_of(pixels: Iterable[NDArray[np.uint8]], fps: int = FRAMES_PER_SECOND) -> bytes:
+    """Encode pictures (H, W, 3) as an MP4 (H.264, what every browser and phone plays).
 
     Raises:
         UsageError: if the package av, which brings the encoder, is not installed.
@@ -113,16 +119,15 @@ def mp4(frames: Tensor, *, side: int = 2 * FILM_SIDE, fps: int = FRAMES_PER_SECO
         import av
     except ImportError as error:
         raise UsageError("an MP4 needs the package av: pip install 'vaelab[video]', or write a .gif") from error
-    large = _enlarged(frames, side)
-    large = large[..., : large.shape[2] // 2 * 2, : large.shape[3] // 2 * 2]  # the format wants even sides
-    pixels = (large.expand(-1, 3, -1, -1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as film:
         stream: Any = film.add_stream("libx264", rate=fps)
-        stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "20"}
-        for picture in pixels:
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for number, picture in enumerate(pixels):
+            even = np.ascontiguousarray(picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2])
+            if number == 0:
+                stream.height, stream.width = even.shape[:2]  # the format wants even sides
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         film.mux(stream.encode())
     return buffer.getvalue()
 

@@ -120,12 +120,12 @@ def neighbours(scene: Scene) -> Content:
 
 def loss_curve(scene: Scene) -> Content:
     """Loss and its two terms over the epochs."""
-    return figures.loss_curve(scene.history, title=f"{scene.run.recipe} on {scene.data.name}")
+    return figures.loss_curve(scene.history, title=scene.where.rpartition(",")[0])
 
 
 def training_history(scene: Scene) -> Content:
     """Loss, both its terms, learning rate and beta over the epochs."""
-    return figures.training_history(scene.history, title=f"{scene.run.recipe} on {scene.data.name}")
+    return figures.training_history(scene.history, title=scene.where.rpartition(",")[0])
 
 
 def progress(scene: Scene) -> Content:
@@ -202,8 +202,8 @@ def swinging(scene: Scene, *, frames: int = 16, span: float = 3.0) -> Tensor:
     return torch.stack([torch.from_numpy(figures.tile(frame, columns, gap=1)).permute(2, 0, 1) for frame in images])
 
 
-def training_film(folder: Path) -> bytes:
-    """A GIF of how a run's pictures changed over its epochs, made of those in its folder ``progress``.
+def training_film(folder: Path, suffix: str = ".gif") -> bytes:
+    """A GIF or MP4 of how a run's pictures changed over its epochs, made of those in its folder ``progress``.
 
     Raises:
         UsageError: if there are none.
@@ -216,6 +216,8 @@ def training_film(folder: Path) -> bytes:
         with Image.open(file) as picture:
             frames.append(media.captioned(picture, f"epoch {int(file.stem.split('_')[1])}", scale=2))
     rest = [frames[-1]] * (2 * TRAINING_FPS)
+    if suffix == ".mp4":
+        return media.mp4_of((np.asarray(frame.convert("RGB")) for frame in [*frames, *rest]), TRAINING_FPS)
     return media.gif_of([*frames, *rest], TRAINING_FPS)
 
 

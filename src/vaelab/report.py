@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from vaelab import __version__, figures, media, pictures
 from vaelab.checkpoint import read_json
@@ -42,6 +44,7 @@ HEADLINES = {
     "frechet": "Fréchet distance",
 }
 COLUMNS = 10  # images a row
+SIDE = 64  # pixels of an image, at most
 LIMIT = 5 * 2**20  # bytes of a report
 
 
@@ -109,12 +112,12 @@ def _measured(path: Path) -> bool:
 
 def command_of(run: Run, name: str) -> str:
     """The command that trains a run: its recipe, and what was chosen otherwise. A path is given by its last part."""
-    words = [f"vaelab train {run.recipe}"]
+    words = ["vaelab", "train", run.recipe]
     base = recipe(run.recipe)
     for slot in slots_with_choice():
         ours = getattr(run, slot)
         if ours is not None and type(ours) is not type(getattr(base, slot)):
-            words.append(f"--{slot} {ours.word}")
+            words += [f"--{slot}", ours.word]
             base = override(base, **{slot: ours.word})
     before = flat(base)
     for key, leaf in flat(run).items():
@@ -123,9 +126,11 @@ def command_of(run: Run, name: str) -> str:
         flag = key.replace("_", "-")
         if isinstance(leaf.value, bool):
             words.append(f"--{flag}" if leaf.value else f"--no-{flag}")
+        elif isinstance(leaf.value, tuple):
+            words += [f"--{flag}", *map(str, leaf.value)]
         else:
-            words.append(f"--{flag} {_shown(key, leaf.value, none='None')}")
-    return " ".join([*words, f"--out {name}"])
+            words += [f"--{flag}", _shown(key, leaf.value, none="None")]
+    return shlex.join([*words, "--out", name])
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -150,7 +155,6 @@ class Picture:
     svg: str = ""
     strips: Sequence[Strip] = ()
     wide: bool = False
-    pixels: int = 0  # how wide the pixels of its rows are
 
 
 def _charts(facts: Facts) -> list[Picture]:
@@ -191,7 +195,16 @@ def _pictures(scene: Scene) -> list[Picture]:
 
 
 def _row(images: Tensor, columns: int = COLUMNS) -> str:
-    return _png(figures.tile(images, columns, gap=1))
+    return _png(figures.tile(_smaller(images, SIDE), columns, gap=1))
+
+
+def _smaller(images: Tensor, side: int) -> Tensor:
+    """Images at most so many pixels high and wide: a page of photographs would be too heavy to send."""
+    largest = max(images.shape[2:])
+    if largest <= side:
+        return images
+    size = [max(1, round(length * side / largest)) for length in images.shape[2:]]
+    return interpolate(images.float().cpu(), size=size, mode="area")
 
 
 def _png(canvas: Any) -> str:
@@ -199,9 +212,7 @@ def _png(canvas: Any) -> str:
 
 
 def _grid(title: str, caption: str, strips: Sequence[tuple[str, Tensor]], columns: int = COLUMNS) -> Picture:
-    width = strips[0][1].shape[-1]
-    return Picture(title, caption, strips=[Strip(name, _row(images, columns)) for name, images in strips],
-                   pixels=columns * (width + 1) - 1)  # fmt: skip
+    return Picture(title, caption, strips=[Strip(name, _row(images, columns)) for name, images in strips])
 
 
 def _reconstructions(scene: Scene) -> Picture:
@@ -232,7 +243,8 @@ def _neighbours(scene: Scene) -> Picture:
 
 def _latent(scene: Scene) -> Picture:
     found = figures.project(scene.means)
-    how = {"own": "its two dimensions", "pca": "their first two principal components"}[found.how]
+    own = "the two dimensions as they are" if scene.model.latent_dim == 2 else "their one dimension"
+    how = own if found.how == "own" else "their first two principal components"
     caption = f"Posterior means of {len(scene.codes):,} validation images: {how}."
     svg = _svg(lambda: figures.latent_map(found, scene.codes.y, scene.data.classes, title=" "), "map")
     return Picture("Latent space", caption, svg)
@@ -241,8 +253,7 @@ def _latent(scene: Scene) -> Picture:
 def _manifold(scene: Scene) -> Picture:
     images, _ = figures.manifold_images(scene.model, 20)
     return Picture("Manifold", "The latent plane on a grid of equal prior probability, decoded.",
-                   strips=[Strip("", _png(figures.tile(images, 20, gap=0)))],
-                   pixels=20 * scene.model.shape[2])  # fmt: skip
+                   strips=[Strip("", _png(figures.tile(_smaller(images, SIDE // 2), 20, gap=0)))])  # fmt: skip
 
 
 def _kl(scene: Scene) -> Picture:

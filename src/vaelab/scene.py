@@ -52,7 +52,7 @@ class Scene:
     @property
     def where(self) -> str:
         """Of which run, and when."""
-        return f"{self.run.recipe} on {self.data.name}, epoch {self.epoch}"
+        return f"{figures.plain(f'{self.run.recipe} on {self.data.name}')}, epoch {self.epoch}"
 
     @cached_property
     def codes(self) -> latents.Codes:
@@ -132,7 +132,8 @@ def sums(scene: Scene) -> tuple[list[tuple[str, str, str]], tuple[Tensor, Tensor
     classes, y = scene.data.classes, scene.codes.y
     present = [] if y is None or not classes else np.unique(y).tolist()
     if len(present) < 3 or not classes:
-        raise UsageError(f"{scene.data.name} has no three classes: arithmetic adds and subtracts their mean codes")
+        raise UsageError("arithmetic adds and subtracts the mean codes of classes, and there are no three among the "
+                         f"validation images of {scene.data.name}")  # fmt: skip
     count = len(present)
     triples = [[present[i % count], present[(i + 3) % count], present[(i + 7) % count]] for i in range(min(6, count))]
     triples = [triple for triple in triples if len(set(triple)) == 3] or [present[:3]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import socket
 from pathlib import Path
 from typing import Literal
@@ -91,5 +92,6 @@ def _write(run: Path, map: str, images: int, out: Path, runtime: str) -> None:
     world = world_of(run, map, images)  # pyright: ignore[reportArgumentType]
     files = write_static(world, out, runtime, about)  # pyright: ignore[reportArgumentType]
     size = sum((out / name).stat().st_size for name in files) / 2**20
+    look = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))}"
     print(f"{out}: {len(files)} files, {size:.1f} MiB; put them on any static host "
-          f"(to look at them here: python -m http.server --directory {out})")  # fmt: skip
+          f"(to look at them here: {look})")  # fmt: skip

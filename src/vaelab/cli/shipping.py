@@ -54,6 +54,8 @@ def export(
 
 def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a file says of where it comes from."""
+    from vaelab.export import portable
+
     data = config["data"]
     return {
         "version": __version__,
@@ -63,7 +65,7 @@ def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
         "shape": data["shape"],
         "pixels": "float32 in [0, 1]",
         "weights_sha256": hashlib.sha256((run / "best_model.pth").read_bytes()).hexdigest(),
-        "run": config["run"],
+        "run": portable(config)["run"],
     }
 
 

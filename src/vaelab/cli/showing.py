@@ -34,7 +34,9 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
     _at_least("--num", num, 1)
     target = target_file(run, out, f"sample-seed{seed}.png")
     with figures.theme(theme):
-        figure = figures.samples(load_model(run), num, seed=seed, title=f"{run.name}: samples, seed {seed}")
+        figure = figures.samples(
+            load_model(run), num, seed=seed, title=f"{figures.plain(run.name)}: samples, seed {seed}"
+        )
         write(target, media.encode(figure, target.suffix))
 
 
@@ -74,7 +76,7 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
             )
         x, what = unit(torch.from_numpy(pool.train.x[:num])), Path(images).stem
     target = target_file(run, out, f"reconstruct-{what}.png")
-    title = f"{run.name}: images ({what}) and their reconstructions"
+    title = f"{figures.plain(f'{run.name}: images ({what})')} and their reconstructions"
     with figures.theme(theme):
         write(target, media.encode(figures.reconstructions(model, x, title=title), target.suffix))
 
@@ -222,9 +224,7 @@ def animate(
     if target.suffix not in media.FILMS:
         raise UsageError(f"--out {target}: a film is a .gif or a .mp4")
     if of == "training":
-        if target.suffix != ".gif":
-            raise UsageError(f"--out {target}: the film of a training is a .gif")
-        write(target, pictures.training_film(run))
+        write(target, pictures.training_film(run, target.suffix))
         return
     if of == "classes":
         _, model, data = opened(run)

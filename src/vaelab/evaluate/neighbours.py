@@ -43,7 +43,8 @@ def nearest_images(images: Tensor, split: Split, count: int = 1) -> Nearest:
     rows = torch.zeros((len(flat), 0), dtype=torch.long, device=split.device)
     start = 0
     for piece in split.pieces():
-        found = torch.cdist(flat, piece.flatten(1))
+        # Not by a matrix product, in whose rounding a copy is at some hundredths and not at 0.
+        found = torch.cdist(flat, piece.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         at = torch.arange(start, start + len(piece), device=split.device).expand(len(flat), -1)
         best, kept = torch.topk(torch.cat([best, found], 1), min(count, best.shape[1] + len(piece)), largest=False)
         rows = torch.cat([rows, at], 1).gather(1, kept)

@@ -26,7 +26,8 @@ from starlette.routing import Route
 from vaelab import __version__
 from vaelab.explorer.world import World
 
-LARGEST_BODY = 2 * 2**20  # bytes
+LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
+DIGITS = 24  # bytes of a number in JSON, at most
 ROWS = 64  # of a request
 FARTHEST = 1e3  # from 0 that a coordinate of z may be
 PAGE = {"index.html": "text/html", "style.css": "text/css"}  # other names are scripts
@@ -52,7 +53,8 @@ def application(world: World) -> Starlette:
     """The server of a world."""
     files = page_files()
     points, pixels = world.points(), world.pixels()
-    info, described = json.dumps(world.info).encode(), json.dumps(openapi(world)).encode()
+    info, described = json.dumps(world.info, allow_nan=False).encode(), json.dumps(openapi(world)).encode()
+    largest = max(LARGEST_BODY, DIGITS * math.prod(world.model.shape))
     limiter = anyio.CapacityLimiter(1)  # the model takes one question at a time: more would only share its threads
 
     def fixed(content: bytes, kind: str) -> Endpoint:
@@ -67,7 +69,7 @@ def application(world: World) -> Starlette:
         return Response(images.tobytes(), media_type="application/octet-stream", headers=HEADERS)
 
     async def score(request: Request) -> Response:
-        x = numbers(await body(request), "x", math.prod(world.model.shape), 0.0, 1.0)
+        x = numbers(await body(request, largest), "x", math.prod(world.model.shape), 0.0, 1.0)
         given = x.reshape(-1, *world.model.shape)
         found = await anyio.to_thread.run_sync(functools.partial(world.score, given), limiter=limiter)
         answer = {
@@ -105,7 +107,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 # --- what comes in --------------------------------------------------------------------------------------------------
 
 
-async def body(request: Request) -> Any:
+async def body(request: Request, largest: int = LARGEST_BODY) -> Any:
     """The JSON of a request.
 
     Raises:
@@ -117,8 +119,8 @@ async def body(request: Request) -> Any:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > LARGEST_BODY:
-            raise HTTPException(413, f"a request may have {LARGEST_BODY} bytes")
+        if len(content) > largest:
+            raise HTTPException(413, f"a request may have {largest} bytes")
     try:
         return json.loads(bytes(content))
     except (ValueError, RecursionError) as error:
@@ -146,8 +148,8 @@ def numbers(content: Any, name: str, columns: int, least: float, largest: float)
 
 
 def _finite(values: NDArray[np.float32]) -> list[Any]:
-    """Numbers for JSON, which has no NaN and no infinity: far outside of the images a model may give them."""
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=1e30, neginf=-1e30).tolist()
+    """Numbers for JSON, which has no NaN and no infinity: null in their place."""
+    return [_finite(row) if row.ndim else float(row) if np.isfinite(row) else None for row in values]
 
 
 # --- its description ------------------------------------------------------------------------------------------------
@@ -170,8 +172,8 @@ def openapi(world: World) -> dict[str, Any]:
         "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}}}  # fmt: skip
     refused = {str(code): error for code in (400, 413, 415, 422)}
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    table = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
-    vector = {"type": "array", "items": {"type": "number"}}
+    table = {"type": "array", "items": {"type": "array", "items": {"type": ["number", "null"]}}}
+    vector = {"type": "array", "items": {"type": ["number", "null"]}}
     scored = {"type": "object", "required": ["loc", "scale", "mean", "distortion", "rate"], "properties": {
         "loc": table, "scale": table, "mean": table, "distortion": vector, "rate": vector}}  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vaelab import __version__, figures
-from vaelab.data.datasets import EVALUATION_SEED
+from vaelab.data.datasets import BATCH, EVALUATION_SEED
 from vaelab.divergences import analytic_kl
 from vaelab.errors import UsageError
 from vaelab.evaluate import latents
@@ -27,7 +27,7 @@ from vaelab.scene import Scene, scene_of
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most
 DRAWS = 1024  # from the prior
-QUANTILES = 200  # of the scores of test images
+SCORED = 2000  # test images that a score is compared with, at most
 TYPICAL = 12  # images to start from
 
 Bytes = NDArray[np.uint8]
@@ -60,6 +60,7 @@ class World:
     """
 
     def __init__(self, scene: Scene, how: How = "auto", images: int = IMAGES) -> None:
+        self.scene = scene
         self.model: VAE = scene.model.eval()
         self._lock = threading.Lock()
         split = scene.data.test
@@ -72,14 +73,16 @@ class World:
         shown = split.rows(slice(count))
         self.images: Bytes = to_bytes(shown.x.cpu())
         self.draws: Floats = figures.sample_prior(self.model, DRAWS, EVALUATION_SEED).numpy().astype(np.float32)
-        parts = [self.score(rows.numpy()) for rows in shown.x.cpu().split(250)]
+        # As many as there are, whatever the map shows: a score should not depend on what is looked at.
+        starts = range(0, min(SCORED, len(split)), BATCH)
+        batches = (split.rows(slice(start, min(start + BATCH, SCORED))).x.cpu().numpy() for start in starts)
+        parts = [self.score(batch) for batch in batches]
         totals = np.concatenate([part.distortion + part.rate for part in parts])
         self.labels = None if shown.y is None else shown.y.cpu().numpy()
         self.info = self._describe(scene, totals)
 
     def _describe(self, scene: Scene, totals: Floats) -> dict[str, Any]:
         """All that the page says and does not compute: one JSON object without a path of this machine."""
-        shares = np.linspace(0, 1, QUANTILES + 1)
         is_likelihood = self.model.is_density(binary_data=scene.data.binary)
         what = "−ELBO" if is_likelihood else "cross-entropy + KL"
         rate, axes = scene.rate, self.map.axes
@@ -89,6 +92,7 @@ class World:
             "epoch": scene.epoch,
             "shape": list(self.model.shape),
             "latent": self.model.latent_dim,
+            "binary": scene.data.binary,
             "classes": None if scene.data.classes is None else list(scene.data.classes),
             "labels": None if self.labels is None else self.labels.tolist(),
             "colours": list(COLOURS),
@@ -105,7 +109,7 @@ class World:
             },
             "score": {
                 "what": f"{what} at the mean of q(z|x), nats",
-                "quantiles": [round(float(q), 3) for q in np.quantile(totals, shares)],
+                "sorted": [round(float(total), 2) for total in np.sort(totals[np.isfinite(totals)])],
             },
         }
 

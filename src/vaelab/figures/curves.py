@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vaelab.figures.decoding import decode, sample_prior
-from vaelab.figures.style import COLOURS, STYLE, tile
+from vaelab.figures.style import COLOURS, STYLE, plain, tile
 from vaelab.models import VAE
 
 
@@ -109,7 +109,7 @@ def comparison(
         curves = left.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (name, histories) in zip(curves, panels, strict=True):
             _validation(axes, histories, colours)
-            axes.set_title(f"Validation: {name}")
+            axes.set_title(f"Validation: {plain(name)}")
         grid = right.subplots(rows, columns, squeeze=False).ravel().tolist()
         for axes, (name, model) in zip(grid, models.items(), strict=False):
             canvas = tile(decode(model, sample_prior(model, side * side, seed)), side)
@@ -118,7 +118,7 @@ def comparison(
                         interpolation="nearest")  # fmt: skip
             axes.set(xticks=[], yticks=[], anchor="N")
             axes.spines[:].set(color=colours[name], linewidth=3)  # the colour of its curve
-            axes.set_title(f"{name} (D = {model.latent_dim})")
+            axes.set_title(f"{plain(name)} (D = {model.latent_dim})")
         for axes in grid[len(models) :]:
             axes.set_axis_off()
         sizes = {model.latent_dim for model in models.values()}
@@ -135,7 +135,7 @@ def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]]
     for name, history in histories.items():
         values = [record["validation_distortion"] + record["validation_rate"] for record in history]
         marker = "o" if len(history) == 1 else None
-        axes.plot([r["epoch"] for r in history], values, color=colours[name], label=name, marker=marker)
+        axes.plot([r["epoch"] for r in history], values, color=colours[name], label=plain(name), marker=marker)
     axes.spines[["right", "top"]].set_visible(False)
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("epoch")

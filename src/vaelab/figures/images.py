@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaelab.errors import UsageError
 from vaelab.figures.decoding import Way, between, decode, sample_prior, traverse
-from vaelab.figures.style import picture, tile
+from vaelab.figures.style import picture, plain, tile
 from vaelab.models import VAE
 
 
@@ -151,7 +151,10 @@ def arithmetic(
     height, width = (side + 2 for side in model.shape[1:])
     axes = figure.axes[0]
     axes.set_xticks([width * (i + 0.5) - 1 for i in range(4)], ["a", "\u2212 b", "+ c", "="])
-    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(names))], [f"{x} \u2212 {y} + {z}" for x, y, z in names])
+    axes.set_yticks(
+        [height * (i + 0.5) - 1 for i in range(len(names))],
+        [f"{x} \u2212 {y} + {z}" for x, y, z in (map(plain, row) for row in names)],
+    )
     axes.tick_params(labelbottom=True, labelleft=True)
     return figure
 

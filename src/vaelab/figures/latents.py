@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vaelab.figures.projections import Projection, project
-from vaelab.figures.style import COLOURS, STYLE, halo
+from vaelab.figures.style import COLOURS, STYLE, halo, plain
 
 
 def latent_map(
@@ -39,7 +39,7 @@ def latent_map(
         groups = [None] if labels is None else list(np.unique(labels))
         for i, group in enumerate(groups):
             rows = found.points if labels is None else found.points[labels == group]
-            label = "" if group is None else (classes[group] if classes else str(group))
+            label = "" if group is None else plain(classes[group] if classes else str(group))
             axes.scatter(rows[:, 0], rows[:, 1], s=4, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)],
                          label=label, rasterized=True)  # fmt: skip
             if group is not None:  # a name on each cloud: nobody should have to match ten colours with a legend

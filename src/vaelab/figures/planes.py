@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from vaelab.figures.style import COLOURS, STYLE, halo
+from vaelab.figures.style import COLOURS, STYLE, halo, plain
 
 
 def rate_distortion(
@@ -34,7 +34,7 @@ def rate_distortion(
         for (name, history), colour in zip(histories.items(), _cycle(len(histories)), strict=True):
             rate, distortion, epochs = _settled(history, skip)
             axes.plot(rate, distortion, color=colour, marker=".", markersize=4, linewidth=1, alpha=0.8)
-            label = f"{name}: epoch {epochs[-1]}" if name else f"epoch {epochs[-1]}"
+            label = f"{plain(name)}: epoch {epochs[-1]}" if name else f"epoch {epochs[-1]}"
             axes.plot(rate[-1], distortion[-1], "o", color=colour, markersize=9, label=label)
             axes.annotate(f"epoch {epochs[0]}", (rate[0], distortion[0]), (6, 4), textcoords="offset points",
                           fontsize=8, path_effects=halo())  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaelab.errors import UsageError
+from vaelab.runtime import threads
 
 How = Literal["auto", "own", "pca", "tsne", "umap"]
 SEED = 0  # of the projections that draw: the same codes give the same map
@@ -96,10 +97,10 @@ def _tsne(codes: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    perplexity = min(30.0, (len(codes) - 1) / 3)
+    perplexity, init = min(30.0, (len(codes) - 1) / 3), "pca" if codes.shape[1] > 1 else "random"
     # On one thread: its threads wait for one another thousands of times, which on a busy machine takes minutes.
     with threadpool_limits(1):
-        return TSNE(2, perplexity=perplexity, init="pca", random_state=SEED).fit_transform(codes)
+        return TSNE(2, perplexity=perplexity, init=init, random_state=SEED).fit_transform(codes)
 
 
 def _umap(codes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -110,6 +111,7 @@ def _umap(codes: NDArray[np.float32]) -> NDArray[np.float32]:
     except ImportError as error:
         raise UsageError("a map by UMAP needs the package umap-learn: pip install umap-learn, or take tsne") from error
     neighbours = min(15, len(codes) - 1)
-    with warnings.catch_warnings():
+    # Its compiler, numba, sets the number of threads of the whole process: later results would depend on that.
+    with warnings.catch_warnings(), threads(None):
         warnings.simplefilter("ignore")  # that a seed keeps it to one thread
         return UMAP(n_neighbors=neighbours, random_state=SEED).fit_transform(codes)

@@ -52,6 +52,11 @@ def theme(name: Theme) -> Generator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """Text that is no mathematics, whatever dollar signs it has."""
+    return text.replace("$", r"\$")
+
+
 def halo(width: float = 2.5) -> list[withStroke]:
     """An outline in the colour of the paper, for what is written across lines and points."""
     return [withStroke(linewidth=width, foreground=mpl.rcParams["axes.facecolor"])]

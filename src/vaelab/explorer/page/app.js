@@ -12,11 +12,12 @@ const LIMIT = 4; // standard deviations that a slider reaches
 const FRAMES = 24; // from A to B
 const GALLERY = 24;
 const NAMES = ["A", "B", "C"];
+const TELLING = 100; // test images: of fewer, one in a hundred says nothing
 
 let world; // what `connect` gives
 let map;
 let pad;
-const state = { z: null, start: 0, temperature: 1, slots: [null, null, null], way: "linear" };
+const state = { z: null, base: "", changed: new Map(), start: 0, temperature: 1, slots: [null, null, null], way: "linear" };
 
 // --- pictures -------------------------------------------------------------------------------------------------------
 
@@ -81,6 +82,9 @@ function guarded(task) {
   };
 }
 
+// What is asked for later makes what is still on its way out of date.
+const turns = { choice: 0, play: 0 };
+
 const show = latest(guarded(async (z, caption) => {
   const [pixels] = await decode([z]);
   for (const id of ["picture", "preview"]) paint($(id), pixels); // the small one lies on the map where the screen is narrow
@@ -91,10 +95,18 @@ const show = latest(guarded(async (z, caption) => {
 
 // --- the state ------------------------------------------------------------------------------------------------------
 
-function choose(z, caption) {
+// What is shown: where it came from, and what sliders have changed since.
+function caption() {
+  return [state.base, ...[...state.changed].map(([dimension, value]) => `z${dimension + 1} = ${value}`)].join(", ");
+}
+
+function choose(z, words) {
+  stop();
+  turns.choice++;
   state.z = Float32Array.from(z);
-  state.caption = caption;
-  show(state.z, caption);
+  state.base = words;
+  state.changed.clear();
+  show(state.z, words);
   map.put(placeOf(state.z));
   for (const input of document.querySelectorAll("#sliders input")) setSlider(input, state.z[input.dataset.dimension]);
   remember();
@@ -146,9 +158,9 @@ function recall() {
   const row = Number(link.get("start") ?? NaN), heat = Number(link.get("t") ?? NaN);
   if (Number.isInteger(row) && row >= 0 && row < world.info.count) state.start = row;
   else state.start = world.info.typical[0];
-  if (heat >= 0 && heat <= 2) setTemperature(heat);
-  if (link.get("way") === "spherical") $("way").value = state.way = "spherical";
-  NAMES.forEach((name, i) => { const z = codeOf(name.toLowerCase()); if (z) keep(i, z); });
+  setTemperature(heat >= 0 && heat <= 2 ? heat : 1);
+  $("way").value = state.way = link.get("way") === "spherical" ? "spherical" : "linear";
+  NAMES.forEach((name, i) => keep(i, codeOf(name.toLowerCase())));
   const z = codeOf("z");
   if (z) {
     $("row").value = state.start;
@@ -170,7 +182,9 @@ function header() {
 function mapPanel() {
   const { info } = world;
   const how = {
-    own: "The two axes are the latent dimensions themselves: every point of the map is a code, and is decoded as it is.",
+    own: info.latent === 1
+      ? "The one latent dimension from left to right; up and down means nothing."
+      : "The two axes are the latent dimensions themselves: every point of the map is a code, and is decoded as it is.",
     pca: "A plane through latent space (principal components): a point stands for the code on that plane (inverse PCA), the other directions at their mean.",
     tsne: "t-SNE: neighbours stay neighbours, distances mean little. No point stands for a code, so the closest image's code is decoded.",
     umap: "UMAP: neighbours stay neighbours, distances mean little. No point stands for a code, so the closest image's code is decoded.",
@@ -178,7 +192,7 @@ function mapPanel() {
   $("map-help").textContent = `${how} Move over it to decode, click to keep; drag to pan, wheel or pinch to zoom. Axes: ${info.map.axes.filter(Boolean).join(", ")}.`;
   map = new LatentMap($("map"), world.places, info.labels, info.colours, {
     over: (x, y) => { const [z, caption] = codeAt(x, y); show(z, caption); },
-    away: () => { if (state.z) show(state.z, state.caption); },
+    away: () => { if (state.z) show(state.z, caption()); },
     pick: guarded(async (x, y, step) => {
       const [z, caption] = step && !info.map.origin ? besides(step) : codeAt(x, y);
       choose(z, caption);
@@ -223,7 +237,8 @@ function sliderPanel() {
     : "By how much each moves from image to image, the most telling first.";
   order.forEach((dimension, place) => {
     const label = document.createElement("label"), name = document.createElement("span");
-    const input = document.createElement("input"), value = document.createElement("output");
+    const input = document.createElement("input"), value = document.createElement("span");
+    value.setAttribute("aria-hidden", "true"); // a slider says its value itself
     label.className = "slider";
     label.hidden = place >= FEW;
     name.textContent = `z${dimension + 1} `;
@@ -231,10 +246,12 @@ function sliderPanel() {
     Object.assign(input, { type: "range", min: -LIMIT, max: LIMIT, step: 0.01, value: 0 });
     input.dataset.dimension = dimension;
     input.addEventListener("input", () => {
+      stop();
+      turns.choice++;
       state.z[dimension] = Number(input.value);
       value.textContent = Number(input.value).toFixed(2);
-      state.caption = `test image ${state.start} with z${dimension + 1} = ${value.textContent}`;
-      show(state.z, state.caption);
+      state.changed.set(dimension, value.textContent);
+      show(state.z, caption());
       map.put(placeOf(state.z));
       remember();
     });
@@ -303,27 +320,37 @@ let given = null; // the image that is judged, before it is inverted
 
 const judge = latest(guarded(async () => {
   if (!given) return;
-  const x = $("invert").checked ? given.map((value) => 1 - value) : given;
+  const image = given, choice = turns.choice, x = asTrainedOn($("invert").checked ? image.map((value) => 1 - value) : image);
   paint($("seen"), Uint8Array.from(x, (value) => Math.round(255 * value)));
   const found = await world.model.score(x);
+  if (given !== image) return; // cleared, or drawn anew
   paint($("rebuilt"), found.mean);
-  verdict(found.distortion + found.rate);
-  choose(found.loc, "your image, as the model sees it");
+  verdict(found.distortion === null || found.rate === null ? NaN : found.distortion + found.rate);
+  if (turns.choice === choice && found.loc.every(Number.isFinite)) choose(found.loc, "your image, as the model sees it");
 }));
 
+// Where the model knows binary pixels alone, it is given such.
+function asTrainedOn(x) {
+  return world.info.binary ? x.map((value) => (value > 0.5 ? 1 : 0)) : x;
+}
+
 function verdict(total) {
-  const { what, quantiles } = world.info.score, steps = quantiles.length - 1;
-  let below = quantiles.findIndex((quantile) => quantile > total);
-  below = below < 0 ? steps : Math.max(0, below - 1);
-  const share = below / steps, unusual = share >= 0.99;
-  const finite = Math.abs(total) < 1e29;
-  $("verdict").textContent = finite
-    ? `${total.toFixed(1)} (${what}): higher than ${(100 * share).toFixed(1)} % of the test images. ${unusual ? "This is unusual." : "This is not unusual."}`
-    : "The model has no finite score for this image. This is unusual.";
-  $("verdict").classList.toggle("unusual", unusual || !finite);
+  const { what, sorted } = world.info.score, count = sorted.length;
+  if (!Number.isFinite(total)) {
+    $("verdict").textContent = "The model has no finite score for this image. This is unusual.";
+    $("verdict").classList.add("unusual");
+    $("scale").hidden = true;
+    return;
+  }
+  const share = sorted.filter((other) => other < total).length / count, enough = count >= TELLING;
+  const unusual = enough && share >= 0.99, judged = unusual ? " This is unusual." : enough ? " This is not unusual." : "";
+  $("verdict").textContent = `${total.toFixed(1)} (${what}): higher than ${(100 * share).toFixed(1)} % of ${count.toLocaleString("en")} test images.${judged}`;
+  $("verdict").classList.toggle("unusual", unusual);
   $("scale").hidden = false;
   $("scale-mark").style.left = `${100 * share}%`;
-  $("scale-help").textContent = `Unusual is what lies above 99 % of the test images (${quantiles[Math.round(0.99 * steps)].toFixed(1)}).`;
+  $("scale-help").textContent = enough
+    ? `Unusual is what lies above 99 % of the test images (${sorted[Math.ceil(0.99 * count) - 1].toFixed(1)}).`
+    : "There are too few test images to call one unusual.";
 }
 
 function take(x) {
@@ -331,13 +358,29 @@ function take(x) {
   judge();
 }
 
+// Whether an image is dark at its border, as MNIST's are.
+function dark(image) {
+  return border(image, world.info.shape) < 0.5;
+}
+
+function darkData() {
+  return dark(Float32Array.from(testImage(0), (value) => value / 255));
+}
+
+// The pad is light on dark: for data that are not, a drawing is inverted.
+function fresh() {
+  $("invert").checked = world.info.shape[0] === 1 && !darkData();
+}
+
 function drawPanel() {
-  pad = new Pad($("pad"), world.info.shape, () => { $("invert").checked = false; take(pad.image()); });
+  fresh();
+  pad = new Pad($("pad"), world.info.shape, () => { if ($("file").value) fresh(); $("file").value = ""; take(pad.image()); });
   for (const name of ["seen", "rebuilt"]) paint($(name), new Uint8Array(size()));
   $("ink-label").hidden = world.info.shape[0] !== 3;
   $("ink").addEventListener("input", () => { pad.ink = $("ink").value; });
   $("clear").addEventListener("click", () => {
     pad.clear();
+    fresh();
     given = null;
     for (const name of ["seen", "rebuilt"]) paint($(name), new Uint8Array(size()));
     $("verdict").textContent = $("scale-help").textContent = "";
@@ -352,9 +395,7 @@ function drawPanel() {
     } catch {
       throw new Error(`${file.name} is not an image that this browser can read`);
     }
-    const usual = Float32Array.from(testImage(0), (value) => value / 255);
-    const dark = (image) => border(image, world.info.shape) < 0.5;
-    $("invert").checked = world.info.shape[0] === 1 && dark(usual) !== dark(x); // ink on paper, where the data are light on dark
+    $("invert").checked = world.info.shape[0] === 1 && darkData() !== dark(x); // ink on paper, where the data are light on dark
     take(x);
     say(`${file.name}: scaled to ${world.info.shape.slice(1).join("×")}`);
   });
@@ -372,11 +413,11 @@ function drawPanel() {
 // --- between and beyond ---------------------------------------------------------------------------------------------
 
 const keep = guarded(async (i, z) => {
-  state.slots[i] = Float32Array.from(z);
+  const kept = state.slots[i] = z && Float32Array.from(z);
   remember();
-  const [pixels] = await decode([state.slots[i]]);
-  paint($(`slot-${NAMES[i]}`), pixels);
   ready();
+  const [pixels] = kept ? await decode([kept]) : [new Uint8Array(size())];
+  if (state.slots[i] === kept) paint($(`slot-${NAMES[i]}`), pixels);
 });
 
 function ready() {
@@ -426,23 +467,37 @@ function step(t) {
 }
 
 async function play() {
-  const button = $("play"), playing = button.getAttribute("aria-pressed") === "true";
-  button.setAttribute("aria-pressed", `${!playing}`);
-  button.textContent = playing ? "Play A → B" : "Stop";
-  if (playing) return;
-  const frames = await film(), pressed = () => button.getAttribute("aria-pressed") === "true";
-  let tick = 0;
-  const turn = () => {
-    if (!pressed()) { step(Number($("position").value)); return; }
-    const phase = tick % (2 * FRAMES - 2), frame = phase < FRAMES ? phase : 2 * FRAMES - 2 - phase;
-    paint($("picture"), frames[frame]);
-    $("picture-caption").textContent = `${Math.round(100 * frame / (FRAMES - 1))} % of the way from A to B`;
-    $("position").value = frame / (FRAMES - 1);
-    $("position-value").textContent = (frame / (FRAMES - 1)).toFixed(2);
-    tick++;
-    setTimeout(turn, 60);
-  };
-  turn();
+  if ($("play").dataset.playing) {
+    const where = Number($("position").value);
+    stop();
+    step(where);
+    return;
+  }
+  const turn = ++turns.play;
+  $("play").dataset.playing = "true";
+  $("play").textContent = "Stop";
+  let frames;
+  try {
+    frames = await film();
+  } catch (error) {
+    stop();
+    throw error;
+  }
+  for (let tick = 0; turn === turns.play; tick++) {
+    const phase = tick % (2 * FRAMES - 2), frame = phase < FRAMES ? phase : 2 * FRAMES - 2 - phase, t = frame / (FRAMES - 1);
+    for (const id of ["picture", "preview"]) paint($(id), frames[frame]);
+    $("picture-caption").textContent = `${Math.round(100 * t)} % of the way from A to B`;
+    $("position").value = t;
+    $("position-value").textContent = t.toFixed(2);
+    await new Promise((done) => setTimeout(done, 60));
+  }
+}
+
+// Whatever is chosen ends the playing.
+function stop() {
+  turns.play++;
+  delete $("play").dataset.playing;
+  $("play").textContent = "Play A → B";
 }
 
 const gallery = latest(guarded(async () => {
@@ -466,7 +521,7 @@ async function main() {
   $("more").addEventListener("click", () => gallery());
   recall();
   await gallery();
-  addEventListener("hashchange", recall);
+  addEventListener("hashchange", () => { recall(); gallery(); });
   say("Ready");
   document.documentElement.dataset.ready = "true";
 }

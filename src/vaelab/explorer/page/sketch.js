@@ -114,6 +114,8 @@ function shrink(source, left, top, width, height, size) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [size.width, size.height];
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "#fff"; // what is transparent in a file is paper
+  context.fillRect(0, 0, size.width, size.height);
   context.imageSmoothingQuality = "high";
   context.drawImage(source, left, top, width, height, 0, 0, size.width, size.height);
   return pixels(context, size);
