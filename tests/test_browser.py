@@ -263,7 +263,7 @@ def test_arrow_keys_move_on_the_map(page, wide):
 
 def test_sliders_stand_by_rate_and_move_one_dimension(page, wide):
     order = wide.info["order"]
-    names = page.locator("#sliders .slider:not([hidden]) > span").all_inner_texts()
+    names = page.locator("#sliders .slider:not([hidden]) > span:first-child").all_inner_texts()
     assert names == [f"z{d + 1} {wide.info['rate'][d]:.2f} nats" for d in order[:16]]
     before = z_of(page)
     slider = page.locator("#sliders input").first
