@@ -235,6 +235,15 @@ def test_importance_weights_show_their_bounds_and_sizes():
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
+def test_titles_say_run_protocol_and_numbers(run, scene):
+    title = pictures.FIGURES["reconstructions"](scene).axes[0].get_title()
+    record = scene.history[scene.epoch - 1]
+    assert title == (
+        f"Validation images, reconstructed: distortion {record['validation_distortion']:.2f}, rate "
+        f"{record['validation_rate']:.2f} nats\nmlp on digits, grey pixels, epoch {scene.epoch}"
+    )
+
+
 def test_the_dark_theme_is_dark_and_ends_with_its_block(scene):
     def corner():
         content = media.encode(pictures.FIGURES["kl_bars"](scene), ".png")
@@ -384,7 +393,7 @@ def test_dollars_in_names_are_no_mathematics(tmp_path):
     text = (out / "figures" / "latent.svg").read_text()
     assert ">$x^$<" in text
     assert "cost $5 &amp; $6" in text
-    assert "mlp-2d on m$x^$, epoch 1" in text
+    assert "mlp-2d on m$x^$, grey pixels, epoch 1" in text
 
 
 def test_data_without_classes(tmp_path, capsys):

@@ -46,7 +46,8 @@ def samples(scene: Scene) -> Content:
 def reconstructions(scene: Scene) -> Content:
     """Validation images above their reconstructions."""
     x = first_of_each_class(scene.data, 30)
-    return figures.reconstructions(scene.model, x, title=scene.title("Validation images and their reconstructions"))
+    cost = f": {scene.cost}" if scene.cost else ""
+    return figures.reconstructions(scene.model, x, title=scene.title(f"Validation images, reconstructed{cost}"))
 
 
 def latent(scene: Scene, how: How = "auto") -> Content:
@@ -120,12 +121,12 @@ def neighbours(scene: Scene) -> Content:
 
 def loss_curve(scene: Scene) -> Content:
     """Loss and its two terms over the epochs."""
-    return figures.loss_curve(scene.history, title=scene.where.rpartition(",")[0])
+    return figures.loss_curve(scene.history, title=scene.name)
 
 
 def training_history(scene: Scene) -> Content:
     """Loss, both its terms, learning rate and beta over the epochs."""
-    return figures.training_history(scene.history, title=scene.where.rpartition(",")[0])
+    return figures.training_history(scene.history, title=scene.name)
 
 
 def progress(scene: Scene) -> Content:

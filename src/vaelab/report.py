@@ -182,16 +182,17 @@ def _svg(draw: Callable[[], Figure], name: str, scale: float = 0.72) -> str:
         return media.inline_svg(figure, name)
 
 
-def _pictures(scene: Scene) -> list[Picture]:
-    """All that can be drawn of this model; what does not fit it is left out."""
+def _pictures(scene: Scene) -> tuple[list[Picture], list[str]]:
+    """All that can be drawn of this model, and why the rest cannot."""
     made: list[Picture] = []
+    left_out: list[str] = []
     for draw in (_reconstructions, _samples, _neighbours, _latent, _manifold, _kl, _traversals, _interpolation,
                  _arithmetic, _weights):  # fmt: skip
         try:
             made.append(draw(scene))
-        except UsageError:
-            continue
-    return made
+        except UsageError as error:
+            left_out.append(str(error))
+    return made, left_out
 
 
 def _row(images: Tensor, columns: int = COLUMNS) -> str:
@@ -425,8 +426,8 @@ def _filled(template: str, facts: Facts, **extra: Any) -> str:
 
 def html(facts: Facts) -> str:
     """The page, with all that it shows in it."""
-    made = [] if facts.scene is None else _pictures(facts.scene)
-    return _filled("report.html", facts, charts=_charts(facts), pictures=made)
+    made, left_out = ([], []) if facts.scene is None else _pictures(facts.scene)
+    return _filled("report.html", facts, charts=_charts(facts), pictures=made, left_out=left_out)
 
 
 def card(facts: Facts) -> str:

@@ -25,6 +25,7 @@ from vaelab.models import VAE
 
 MAPPED = 5000  # images of a map, at most
 WEIGHED = (100, 500)  # images, and importance samples of each
+WEIGHED_PIXELS = 3000  # of an image: of larger ones fewer are weighed
 COMPARED = 200  # samples whose closest training images are looked for
 SEARCHED = 60_000  # training images that are looked through, at most
 
@@ -50,9 +51,21 @@ class Scene:
         return f"{what}\n{self.where}"
 
     @property
+    def name(self) -> str:
+        """The recipe and the data."""
+        return figures.plain(f"{self.run.recipe} on {self.data.name}")
+
+    @property
     def where(self) -> str:
-        """Of which run, and when."""
-        return f"{figures.plain(f'{self.run.recipe} on {self.data.name}')}, epoch {self.epoch}"
+        """Of which run, under which protocol, and when."""
+        return f"{self.name}, {self.data.pixels}, epoch {self.epoch}"
+
+    @property
+    def cost(self) -> str:
+        """What the validation images cost at this epoch, in nats; empty if its record is lost."""
+        found = [record for record in self.history if record["epoch"] == self.epoch]
+        terms = ((record["validation_distortion"], record["validation_rate"]) for record in found)
+        return next((f"distortion {distortion:.2f}, rate {rate:.2f} nats" for distortion, rate in terms), "")
 
     @cached_property
     def codes(self) -> latents.Codes:
@@ -151,6 +164,8 @@ def weighed(scene: Scene) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.fl
     if not scene.model.is_density(binary_data=data.binary):
         data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)
     images, count = WEIGHED
+    # Fewer of large images: what half a minute allows.
+    images = max(10, min(images, images * WEIGHED_PIXELS // int(np.prod(scene.model.shape))))
     parts = importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images)
     values = join([part for _, part in parts])
     return {int(name[2:]): value for name, value in values.items() if name.startswith("k=")}, values["ess"], data.pixels
