@@ -99,12 +99,15 @@ def trained(name: str, folder: Path) -> Path:
 def measure(run: Path, options: Options) -> dict[str, Any]:
     """Pointer to picture, and many clients at once, of one run."""
     listener = _listen(0)
-    ready = multiprocessing.Event()
-    server = multiprocessing.Process(target=serve, args=(run, listener, ready), daemon=True)
+    # Spawned, not forked: a copy of a process that has trained waits for threads that it does not have.
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    server = context.Process(target=serve, args=(run, listener, ready), daemon=True)
     server.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        ready.wait(120)
+        if not ready.wait(120):
+            raise SystemExit(f"the explorer of {run} did not start")
         pointer = in_browser(address, options.moves)
         answers = asyncio.run(at_once(address, options.clients, options.requests))
     finally:
