@@ -18,10 +18,13 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from serving import served
-from test_browser import BROWSERS
-from vaelab import media
+from test_browser import BROWSERS, stroke_only
+from vaelab import figures, media
 from vaelab.explorer.world import world_of
 
+FRAMES = 40
+SHRINK = 0.6
+POINTER = (125, 30, 160)
 SEVEN = [(0.3, 0.25), (0.68, 0.22), (0.58, 0.5), (0.45, 0.82)]
 
 
@@ -54,15 +57,7 @@ def use(page: Page, address: str) -> None:
     for name, digit in (("A", 7), ("B", 1), ("C", 4)):
         page.get_by_role("button", name=f"a typical {digit}").click()
         page.click(f"#keep-{name}")
-    page.locator("#pad").scroll_into_view_if_needed()
-    box = page.locator("#pad").bounding_box()
-    assert box is not None
-    where = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in SEVEN]
-    page.mouse.move(*where[0])
-    page.mouse.down()
-    for point in where[1:]:
-        page.mouse.move(*point, steps=8)
-    page.mouse.up()
+    stroke_only(page, SEVEN)
     page.mouse.move(1, 1)
     page.wait_for_timeout(600)
 
@@ -75,20 +70,31 @@ def film(page: Page) -> bytes:
     clip = {"x": box["x"] - 14, "y": box["y"] - 44, "width": panel["x"] + panel["width"] - box["x"] + 14,
             "height": box["height"] + 60}  # fmt: skip
     frames: list[Image.Image] = []
-    for step in range(60):
-        angle = 2 * math.pi * step / 60
+    for step in range(FRAMES):
+        angle = 2 * math.pi * step / FRAMES
         x = box["x"] + box["width"] * (0.5 + 0.33 * math.sin(angle))
         y = box["y"] + box["height"] * (0.5 + 0.3 * math.sin(2 * angle))
         page.mouse.move(x, y)
         page.wait_for_timeout(60)
         with Image.open(io.BytesIO(page.screenshot(clip=clip))) as shot:  # pyright: ignore[reportArgumentType]
-            frame = shot.convert("RGB").resize((round(shot.width * 0.75), round(shot.height * 0.75)))
-        x, y = 0.75 * (x - clip["x"]), 0.75 * (y - clip["y"])
-        pointer = Image.new("RGB", (9, 9), (125, 30, 160))
+            frame = shot.convert("RGB").resize((round(shot.width * SHRINK), round(shot.height * SHRINK)))
+        x, y = SHRINK * (x - clip["x"]), SHRINK * (y - clip["y"])
+        pointer = Image.new("RGB", (9, 9), POINTER)
         frame.paste(pointer, (round(x) - 4, round(y) - 4))
         frames.append(frame)
-    palette = frames[0].quantize(96, dither=Image.Dither.NONE)  # one for all: what stands still stays as it is
-    return media.gif_of([frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames], fps=12)
+    palette = few_colours()
+    return media.gif_of([frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames], fps=10)
+
+
+def few_colours() -> Image.Image:
+    """A palette of the classes' colours, whole and mixed with paper, greys and the accent: no point turns grey."""
+    classes = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in figures.COLOURS]
+    mixed = [tuple(round(share * part + (1 - share) * 255) for part in c) for c in classes for share in (1, 0.75, 0.4)]
+    greys = [(level,) * 3 for level in range(0, 256, 9)]
+    flat = [part for colour in (*mixed, *greys, (255, 255, 255), POINTER) for part in colour]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(flat)
+    return palette
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class _Decoder(nn.Module):
         return self.model.likelihood(z).mean
 
 
-class _Scorer(nn.Module):
+class Scorer(nn.Module):
     """x to loc, scale, the mean of p(x|z) at z = loc, and, in nats (N,), distortion there and rate: a score of x."""
 
     names = ("x",), ("loc", "scale", "mean", "distortion", "rate")
@@ -70,6 +70,7 @@ class _Scorer(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Encode, decode and score."""
         qz = self.model.posterior(x)
         px = self.model.likelihood(qz.mean)
         rate = analytic_kl(qz, self.model.prior())
@@ -78,8 +79,8 @@ class _Scorer(nn.Module):
         return qz.mean, qz.stddev, px.mean, -px.log_prob(x), rate
 
 
-_GRAPHS: dict[Graph, type[_Encoder] | type[_Decoder] | type[_Scorer]] = {
-    "encoder": _Encoder, "decoder": _Decoder, "scorer": _Scorer,
+_GRAPHS: dict[Graph, type[_Encoder] | type[_Decoder] | type[Scorer]] = {
+    "encoder": _Encoder, "decoder": _Decoder, "scorer": Scorer,
 }  # fmt: skip
 
 

@@ -140,10 +140,8 @@ def _enlarged(frames: Tensor, side: int) -> Tensor:
 
 def captioned(picture: Image.Image, text: str, scale: int = 1) -> Image.Image:
     """A picture, enlarged pixel by pixel, with a line of text below."""
-    large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).convert("L"
-        if picture.mode == "L" else "RGB")  # fmt: skip
-    canvas = Image.new(large.mode, (large.width, large.height + 20), 255 if large.mode == "L" else (255,) * 3)
+    large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    canvas = Image.new(large.mode, (large.width, large.height + 20), "white")
     canvas.paste(large)
-    ImageDraw.Draw(canvas).text((4, large.height + 3), text, fill=0 if large.mode == "L" else (0,) * 3,
-                                font=ImageFont.load_default(12))  # fmt: skip
+    ImageDraw.Draw(canvas).text((4, large.height + 3), text, fill="black", font=ImageFont.load_default(12))
     return canvas

@@ -73,12 +73,8 @@ def traversals(scene: Scene) -> Content:
 
 def interpolation(scene: Scene) -> Content:
     """From one typical image to another, along a straight line and along a great circle."""
-    codes = scene.typical(8)
-    half = len(codes) // 2
-    if half < 1:
-        raise UsageError("an interpolation needs at least 2 validation images")
     what = "Interpolation between codes of validation images"
-    return figures.interpolation(scene.model, codes[:half], codes[half : 2 * half], title=scene.title(what))
+    return figures.interpolation(scene.model, *scene.pairs(), title=scene.title(what))
 
 
 def arithmetic(scene: Scene) -> Content:

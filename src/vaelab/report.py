@@ -276,12 +276,8 @@ def _traversals(scene: Scene) -> Picture:
 
 
 def _interpolation(scene: Scene) -> Picture:
-    codes, steps = scene.typical(8), 11
-    half = len(codes) // 2
-    if half < 1:
-        raise UsageError("an interpolation needs at least 2 validation images")
-    t = torch.linspace(0, 1, steps)
-    between = figures.between(codes[:half], codes[half : 2 * half], t, "spherical")
+    steps = 11
+    between = figures.between(*scene.pairs(), torch.linspace(0, 1, steps), "spherical")
     images = figures.decode(scene.model, between.flatten(0, 1)).unflatten(0, between.shape[:2])
     return _grid("Interpolation", "From one typical image to another along a great circle.",
                  [("", row) for row in images], steps)  # fmt: skip

@@ -96,6 +96,18 @@ class Scene:
         closest = [typical_rows(means, y, label)[0] for label in np.unique(y)]
         return torch.from_numpy(means[closest][:count])
 
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Codes (N, D) of typical images and of as many others, to go between.
+
+        Raises:
+            UsageError: if there are not two images.
+        """
+        codes = self.typical(8)
+        half = len(codes) // 2
+        if half < 1:
+            raise UsageError("an interpolation needs at least 2 validation images")
+        return codes[:half], codes[half : 2 * half]
+
 
 def scene_of(path: Path) -> Scene:
     """The scene of a run folder: its best model, and the data that it was trained on.

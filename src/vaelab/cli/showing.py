@@ -138,15 +138,15 @@ def interpolate(
         raise UsageError(f"--images {' '.join(map(str, images))}: give two for each pair")
     target = target_file(run, out, "interpolate.png")
     scene = scene_of(run)
-    codes = _codes(scene.means, images, "--images") if images else scene.typical(8)
-    codes = codes[: len(codes) // 2 * 2]
-    if len(codes) < 2:
-        raise UsageError("an interpolation needs at least 2 validation images")
+    if images:
+        codes = _codes(scene.means, images, "--images")
+        a, b = codes[0::2], codes[1::2]
+    else:
+        a, b = scene.pairs()
     if target.suffix in media.FILMS:
+        codes = torch.stack([a, b], 1).flatten(0, 1)
         write(target, media.encode(figures.walk(scene.model, codes, frames=steps, way=way), target.suffix))
         return
-    half = len(codes) // 2
-    a, b = (codes[0::2], codes[1::2]) if images else (codes[:half], codes[half:])
     title = scene.title("Interpolation between codes of validation images")
     with figures.theme(theme), torch.no_grad():
         write(target, media.encode(figures.interpolation(scene.model, a, b, steps=steps, title=title), target.suffix))

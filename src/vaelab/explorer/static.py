@@ -70,7 +70,7 @@ def write_static(world: World, out: Path, runtime: Runtime = "auto", about: dict
     files |= {
         **page,
         "index.html": page["index.html"].replace(SERVED, STATIC),
-        "run.json": json.dumps(world.info).encode(),
+        "run.json": json.dumps(world.info, allow_nan=False).encode(),
         "points.bin": world.points(),
         "images.bin": world.pixels(),
         "runtime.json": json.dumps({"version": VERSION, "runtime": places}, indent=2).encode(),

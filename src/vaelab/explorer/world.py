@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from vaelab import __version__, figures
 from vaelab.data.datasets import BATCH, EVALUATION_SEED
-from vaelab.divergences import analytic_kl
 from vaelab.errors import UsageError
 from vaelab.evaluate import latents
+from vaelab.export import Scorer
 from vaelab.figures import How, Projection
 from vaelab.figures.style import COLOURS
 from vaelab.models import VAE
-from vaelab.scene import Scene, scene_of
+from vaelab.scene import Scene, scene_of, typical_rows
 
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most
@@ -62,6 +62,7 @@ class World:
     def __init__(self, scene: Scene, how: How = "auto", images: int = IMAGES) -> None:
         self.scene = scene
         self.model: VAE = scene.model.eval()
+        self._scorer = Scorer(self.model)  # what a static page runs, too
         self._lock = threading.Lock()
         split = scene.data.test
         count = max(1, min(images, BYTES // int(np.prod(self.model.shape)), len(split)))
@@ -117,9 +118,7 @@ class World:
         """Rows to start from: of each class the image whose code is closest to its mean, else the first ones."""
         if self.labels is None:
             return list(range(min(TYPICAL, len(self.codes))))
-        rows = (np.flatnonzero(self.labels == label) for label in np.unique(self.labels))
-        centred = ((r, ((self.codes[r] - self.codes[r].mean(0)) ** 2).sum(1)) for r in rows)
-        return [int(r[distance.argmin()]) for r, distance in centred][:TYPICAL]
+        return [int(typical_rows(self.codes, self.labels, label)[0]) for label in np.unique(self.labels)][:TYPICAL]
 
     # questions
 
@@ -130,16 +129,9 @@ class World:
 
     def score(self, x: Floats) -> Score:
         """What the model makes of images x (B, C, H, W) in [0, 1]: distortion at the mean of q(z|x), and rate."""
-        given = torch.from_numpy(x)
         with self._lock, torch.inference_mode():
-            qz = self.model.posterior(given)
-            px = self.model.likelihood(qz.mean)
-            rate = analytic_kl(qz, self.model.prior())
-            if rate is None:
-                raise UsageError("this model cannot be explored: the KL of its posterior from its prior is not known")
-            return Score(
-                qz.mean.numpy(), qz.stddev.numpy(), to_bytes(px.mean), -px.log_prob(given).numpy(), rate.numpy()
-            )
+            loc, scale, mean, distortion, rate = self._scorer(torch.from_numpy(x))
+        return Score(loc.numpy(), scale.numpy(), to_bytes(mean), distortion.numpy(), rate.numpy())
 
     # arrays, as the page reads them
 
