@@ -156,7 +156,7 @@ def test_posterior_samples_match_their_density(posterior):
 def test_priors_sample_what_they_score(prior):
     """E_p[log p] from samples equals minus the entropy that a numerical integral of the density gives, in one dimension."""
     torch.manual_seed(0)
-    pz = prior.build(1)()
+    pz = prior.build(specs.DiagonalNormal(1).build(4), (1, 28, 28))()
     grid = torch.linspace(-12, 12, 40_001)[:, None]
     log_p = pz.log_prob(grid).double()
     width = float(grid[1, 0] - grid[0, 0])

@@ -14,16 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, final
 
-from vaelab import specs
+from vaelab import objectives, specs
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.objectives import ELBO
 from vaelab.specs import option
 
 Encoder = specs.MLPEncoder | specs.ConvEncoder
 Decoder = specs.MLPDecoder | specs.ConvDecoder
 Posterior = specs.DiagonalNormal
-Prior = specs.StandardNormal
+Prior = specs.StandardNormal | specs.Mixture | specs.VampPrior
 Likelihood = specs.Bernoulli | specs.Gaussian
+Objective = (
+    objectives.ELBO | objectives.Capacity | objectives.FreeBits | objectives.BalancedELBO | objectives.IWAE
+    | objectives.PIWAE | objectives.DReG | objectives.STL
+)  # fmt: skip
 Optimizer = specs.Adam | specs.AdamW
 LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic
 
@@ -113,7 +116,7 @@ class Run:
     prior: Prior = specs.StandardNormal()
     decoder: Decoder = specs.MLPDecoder()
     likelihood: Likelihood | None = None
-    objective: ELBO = ELBO()
+    objective: Objective = objectives.ELBO()
     optimizer: Optimizer = specs.Adam()
     schedule: LearningRate = specs.Constant()
     augment: Augment = Augment()

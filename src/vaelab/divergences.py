@@ -6,11 +6,12 @@ Shapes: K samples, B batch, L latent layers.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 
 def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
@@ -59,3 +60,14 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def kl_of_dimensions(q: Distribution, p: Distribution) -> Tensor | None:
+    """The divergence of each dimension, (B, D) in nats, where both are products over dimensions; else None."""
+    factorise = all(isinstance(d, Independent) and not d.base_dist.event_shape for d in (q, p))
+    return analytic_kl(cast(Independent, q).base_dist, cast(Independent, p).base_dist) if factorise else None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same numbers; what flows back through them is multiplied by ``factor``."""
+    return factor * x + ((1 - factor) * x).detach()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaelab.divergences import analytic_kl
+from vaelab.errors import UsageError
 from vaelab.likelihoods import Likelihood
 from vaelab.networks import Decoder, Encoder
-from vaelab.posteriors import LogDensity, Posterior
+from vaelab.posteriors import Head, LogDensity, Posterior
+from vaelab.priors import Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape, Spec
 
@@ -73,7 +75,7 @@ class Draw:
         exact = analytic_kl(self.qz, self.pz)
         if exact is not None:
             return exact[None]
-        return (self._require_log_qz("the KL") - self.log_pz).mean(0)[None]
+        return (self.require_log_qz("the KL") - self.log_pz).mean(0)[None]
 
     @property
     def log_w(self) -> Tensor:
@@ -82,9 +84,14 @@ class Draw:
         Raises:
             TypeError: if the posterior has no density.
         """
-        return self.log_px + self.log_pz - self._require_log_qz("an importance weight")
+        return self.log_px + self.log_pz - self.require_log_qz("an importance weight")
 
-    def _require_log_qz(self, what: str) -> Tensor:
+    def require_log_qz(self, what: str) -> Tensor:
+        """(K, B), log q(z|x), for ``what``.
+
+        Raises:
+            TypeError: if the posterior has no density, naming ``what``.
+        """
         if self.log_qz is None:
             raise TypeError(
                 f"{what} is undefined for this model: its posterior {type(self.qz).__name__} has no density"
@@ -147,7 +154,8 @@ class VAE(nn.Module):
         self.encoder = encoder.build(shape)
         self.posterior_head = posterior.build(self.encoder.out_features)
         self.latent_dim: int = self.posterior_head.latent_dim
-        self.prior_part = prior.build(self.latent_dim)
+        self.prior_part = prior.build(self.posterior_head, shape)
+        _require_same_space(posterior, self.posterior_head, prior, self.prior_part)
         self.likelihood_head = likelihood.build(shape[0])
         out_shape = (shape[0] * self.likelihood_head.params_per_channel, *shape[1:])
         self.decoder = decoder.build(self.latent_dim, out_shape)
@@ -167,12 +175,15 @@ class VAE(nn.Module):
         """
         qz = self.posterior(x, y)
         z, log_density = cast(Posterior, qz).rsample_and_log_prob((num_samples,), noise, stop=stop_qz)
-        return Draw((z,), self.log_px(x, z, y), x.new_zeros(x.shape[0]), qz, self.prior(y), log_density)
+        penalty = cast(Posterior, qz).penalty
+        penalty = x.new_zeros(x.shape[0]) if penalty is None else penalty
+        return Draw((z,), self.log_px(x, z, y), penalty, qz, self.prior(y), log_density)
 
     def prior(self, y: Tensor | None = None) -> Distribution:
         """p(z), of event shape (D,): scores latents and samples them."""
         _refuse_labels(y)
-        return cast(Callable[..., Distribution], self.prior_part)(encode=self.posterior)
+        codebook = getattr(self.posterior_head, "codebook", None)
+        return cast(Callable[..., Distribution], self.prior_part)(encode=self.posterior, codebook=codebook)
 
     def posterior(self, x: Float[Tensor, "B C H W"], y: Tensor | None = None) -> Distribution:
         """q(z|x), of batch shape (B,) and event shape (D,). Ask it for ``mean`` or ``rsample(...)`` by name."""
@@ -200,6 +211,19 @@ class VAE(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _require_same_space(posterior: Spec, head: Head, prior: Spec, part: Prior) -> None:
+    if head.space != part.space:
+        raise UsageError(
+            f"--posterior {posterior.word} has latents in {_SPACES[head.space]}, and --prior {prior.word} is over "
+            f"{_SPACES[part.space]}: choose {_PRIORS[head.space]}"
+        )
+
+
+_SPACES = {"real": "R^D", "sphere": "the unit sphere", "categories": "categories", "codes": "a codebook's vectors"}
+_PRIORS = {"real": "--prior standard-normal", "sphere": "--prior uniform-sphere",
+           "categories": "--prior uniform-categories", "codes": "--prior uniform-codes"}  # fmt: skip
 
 
 def _refuse_labels(y: Any) -> None:

@@ -249,11 +249,14 @@ def _set_bias(layer: nn.Module, values: Tensor) -> None:
 
 def _dense(dims: Sequence[int], activation: Activation) -> list[nn.Module]:
     pairs = zip(dims[:-1], dims[1:], strict=True)
-    return [layer for fan_in, fan_out in pairs for layer in (nn.Linear(fan_in, fan_out), _activation(activation))]
+    wide = 2 if activation == "gated" else 1  # a gate halves what it is given
+    return [
+        layer for fan_in, fan_out in pairs for layer in (nn.Linear(fan_in, wide * fan_out), _activation(activation))
+    ]
 
 
 def _activation(name: Activation) -> nn.Module:
-    return {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}[name]()
+    return {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU, "gated": nn.GLU}[name]()
 
 
 def _check_sides(shape: Shape) -> None:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from vaelab.compiling import can_compile, compile_errors, reason
@@ -30,10 +29,10 @@ from vaelab.errors import UsageError
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.runtime import Noise, RowNoise
+from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
 log = logging.getLogger("vaelab")
 
-TERMS: tuple[str, ...] = ("loss", "distortion", "rate", "grad_norm")  # recorded of every step, in nats per example
 Descend = Callable[[Sequence[str]], Tensor]
 
 
@@ -41,8 +40,13 @@ class Step(Protocol):
     """A way to take steps."""
 
     def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
-        """Take one, and return its terms (T,) in the order of ``TERMS``."""
+        """Take one, and return its terms (T,) in the order of ``term_names``."""
         ...
+
+
+def term_names(objective: Objective) -> tuple[str, ...]:
+    """What is recorded of every step, in nats per example."""
+    return ("loss", *objective.terms, "grad_norm")
 
 
 @final
@@ -87,10 +91,6 @@ class PlainStep:
 # --- the compiled step ----------------------------------------------------------------------------------------------
 
 
-class CannotCompileError(Exception):
-    """An objective or an optimizer that the compiled step cannot carry; the message says which."""
-
-
 @final
 class CompiledStep:
     """One compiled function from pixels to gradients and terms and, with ``update``, to new weights.
@@ -109,9 +109,7 @@ class CompiledStep:
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
         self._weights = _Weights(next(plain.model.parameters()).device)
-        self._names: tuple[str, ...] = ()
-        self._asked: list[_Request] = []
-        self._function: Callable[..., Sequence[Tensor]] | None = None
+        self._functions: dict[Objective, _Traced] = {}
         self._failed = False
 
     def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
@@ -119,13 +117,11 @@ class CompiledStep:
         if self._failed:
             return self.plain(objective, batch, noise)
         try:
-            if self._function is None:
-                log.info("compiling the training step, once: 5 to 60 s (--compile off does without)")
-                self._function = self._compile(objective, batch)
+            traced = self._traced(objective, batch)
             if batch.x.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                *gradients, terms = self._function(*self._inputs(objective, batch, noise))
+                *gradients, terms = traced.function(*self._inputs(objective, batch, traced.asked, noise))
         except (CannotCompileError, *compile_errors()) as error:
             log.warning("training steps cannot be compiled (%s): slower without", reason(error))
             self._failed = True
@@ -133,37 +129,48 @@ class CompiledStep:
         if self.update is not None:
             self.update.taken += 1
             return terms
-        for parameter, gradient in zip(self._trained(), gradients, strict=True):
+        trained = (parameter for name in traced.names for parameter in self.plain.groups[name])
+        for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
-        terms[-1] = self.plain.descend(self._names)
+        terms[-1] = self.plain.descend(traced.names)
         return terms
 
-    def _inputs(self, objective: Objective, batch: Batch, noise: Noise | None) -> list[Tensor]:
+    def _traced(self, objective: Objective, batch: Batch) -> _Traced:
+        """The function for this objective: another one where more than its weights has changed (a sample count)."""
+        kind = self._weights.without(objective)
+        if kind not in self._functions:
+            log.info("compiling the training step, once: 5 to 60 s (--compile off does without)")
+            self._functions[kind] = self._compile(objective, batch)
+        return self._functions[kind]
+
+    def _inputs(
+        self, objective: Objective, batch: Batch, asked: Sequence[_Request], noise: Noise | None
+    ) -> list[Tensor]:
         """All that a step reads; without noise, zeros in its place."""
         device = batch.x.device
-        drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in self._asked]
+        drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in asked]
         updates = () if self.update is None else (*self.update.state, *self.update.numbers())
         return [*self._state.values(), *_images(batch), *drawn, *self._weights.of(objective), *updates]
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for name in self._names for parameter in self.plain.groups[name]]
-
-    def _compile(self, objective: Objective, batch: Batch) -> Callable[..., Sequence[Tensor]]:
+    def _compile(self, objective: Objective, batch: Batch) -> _Traced:
         plain, names = self.plain, list(self._state)
+        asked: list[_Request] = []
+        trained: tuple[str, ...] = ()
         number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
         members = {name: [number[id(parameter)] for parameter in group] for name, group in plain.groups.items()}
         images, weights = _images(batch), self._weights.of(objective)
 
         def step(*inputs: Tensor) -> list[Tensor]:
+            nonlocal trained
             given = iter(inputs)
 
             def take(count: int) -> list[Tensor]:
                 return list(itertools.islice(given, count))
 
-            state, pixels, drawn, rule = take(len(names)), take(len(images)), take(len(self._asked)), take(len(weights))
-            noise = _GivenNoise(self._asked, drawn, batch.x.device)
+            state, pixels, drawn, rule = take(len(names)), take(len(images)), take(len(asked)), take(len(weights))
+            noise = _GivenNoise(asked, drawn, batch.x.device)
             groups = {name: [state[i] for i in rows] for name, rows in members.items()}
-            self._names, gradients, terms = functional_call(
+            trained, gradients, terms = functional_call(
                 self._losses,
                 dict(zip(names, state, strict=True)),
                 (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
@@ -174,8 +181,8 @@ class CompiledStep:
             return [_stack(terms, norm)]
 
         # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
-        make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, None))
-        graph = make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, None))
+        make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
+        graph = make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
         # to be torch's, not the compiler's.
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "fallback_random": True}
@@ -183,7 +190,17 @@ class CompiledStep:
             options["triton.cudagraphs"] = True
             for tensor in (*self._state.values(), *(() if self.update is None else self.update.state)):
                 torch._dynamo.mark_static_address(tensor, guard=False)
-        return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
+        return _Traced(torch.compile(graph, dynamic=False, fullgraph=True, options=options), asked, trained)
+
+
+@final
+@dataclass(frozen=True)
+class _Traced:
+    """A compiled function, the noise that it asks for, and the groups that it trains."""
+
+    function: Callable[..., Sequence[Tensor]]
+    asked: list[_Request]
+    names: tuple[str, ...]
 
 
 class _Losses(nn.Module):
@@ -211,97 +228,6 @@ class _Losses(nn.Module):
         except StopIteration as end:
             return names, gradients, end.value
         raise CannotCompileError(f"{type(objective).__name__} takes several steps of its optimizers a batch")
-
-
-@final
-class AdamUpdate:
-    r"""The step of torch's ``Adam`` and ``AdamW`` as operations that can be traced, on the optimizers' own state.
-
-    :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
-    :math:`\theta \leftarrow (1 - \eta \lambda) \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`, with
-    :math:`\hat m = m / (1 - \beta_1^t)` and :math:`\hat v = v / (1 - \beta_2^t)`.
-
-    Args:
-        optimizers: of each group.
-        clip_norm: the largest norm of a group's gradient, as in torch's ``clip_grad_norm_``; None does not clip.
-
-    Raises:
-        CannotCompileError: for another optimizer, or one whose parameters have not all taken the same steps.
-
-    Reference:
-        Kingma & Ba (2015), Adam, algorithm 1. https://arxiv.org/abs/1412.6980
-        Loshchilov & Hutter (2019), Decoupled Weight Decay Regularization, algorithm 2.
-        https://arxiv.org/abs/1711.05101
-    """
-
-    def __init__(self, optimizers: dict[str, Optimizer], clip_norm: float | None) -> None:
-        self._clip_norm = clip_norm
-        self._settings: dict[str, dict[str, Any]] = {}
-        moments: list[Tensor] = []
-        steps: list[Tensor] = []
-        for name, optimizer in optimizers.items():
-            (settings,) = optimizer.param_groups
-            coupled = settings["weight_decay"] and not settings["decoupled_weight_decay"]
-            if not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"] or coupled:
-                raise CannotCompileError(f"{type(optimizer).__name__} with these settings")
-            self._settings[name] = settings
-            for parameter in settings["params"]:
-                state = optimizer.state[parameter]
-                if not state:  # what torch's own first step makes
-                    state["step"] = torch.zeros((), device=parameter.device)
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                moments += [state["exp_avg"], state["exp_avg_sq"]]
-                steps.append(state["step"])
-        if len({int(step) for step in steps}) > 1:
-            raise CannotCompileError("parameters that have taken different numbers of steps")
-        self.taken = int(steps[0])
-        self._moments = len(moments)
-        self.state = [*moments, *steps]
-
-    def numbers(self) -> list[Tensor]:
-        """Of each group, what depends on the step: the step's size, the root of v's correction, the weights' decay."""
-        return [self._numbers(settings) for settings in self._settings.values()]
-
-    def _numbers(self, settings: dict[str, Any]) -> Tensor:
-        rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
-        numbers = rate / (1 - first**t), (1 - second**t) ** 0.5, 1 - rate * settings["weight_decay"]
-        return on_device(torch.tensor(numbers), self.state[0].device)
-
-    @torch.no_grad()
-    def __call__(
-        self, groups: dict[str, list[Tensor]], gradients: dict[str, list[Tensor]], given: list[Tensor]
-    ) -> Tensor:
-        """Change parameters, moments and step counts in place.
-
-        Args:
-            groups: the parameters.
-            gradients: theirs.
-            given: ``state`` and ``numbers()``.
-
-        Returns:
-            The largest norm of a group's gradient; 0 if they are not clipped.
-        """
-        moments, steps, numbers = (
-            iter(given[: self._moments]),
-            given[self._moments : -len(groups)],
-            given[-len(groups) :],
-        )
-        norms = [given[0].new_zeros(())]
-        for (name, parameters), (size, root, keep) in zip(groups.items(), numbers, strict=True):
-            settings, found = self._settings[name], gradients[name]
-            if self._clip_norm is not None:
-                norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
-                scale = (self._clip_norm / (norms[-1] + 1e-6)).clamp(max=1.0)
-                found = [gradient * scale for gradient in found]
-            first, second = settings["betas"]
-            for parameter, gradient in zip(parameters, found, strict=True):
-                m, v = next(moments), next(moments)
-                m.lerp_(gradient, 1 - first)
-                v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                parameter.mul_(keep).sub_(size * m / (v.sqrt() / root + settings["eps"]))
-        for step in steps:
-            step.add_(1)
-        return torch.stack(norms).amax()
 
 
 # --- what a traced step is given ------------------------------------------------------------------------------------
@@ -366,15 +292,15 @@ class _Weights:
             self._tensors = [on_device(torch.tensor(value), self._device) for value in values]
         return self._tensors
 
+    def without(self, objective: Objective) -> Objective:
+        """The objective but for its numbers: what a compiled function is made for."""
+        self.of(objective)
+        return cast(Objective, replace(cast(Any, objective), **dict.fromkeys(self._names or (), 0.0)))
+
     def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
         """The objective with tensors in place of them."""
         given = dict(zip(self._names or (), tensors, strict=True))
         return cast(Objective, replace(cast(Any, objective), **given))
-
-
-def on_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """Some numbers of the host on the device, without waiting for it."""
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 def _together(groups: Group, losses: Loss) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
@@ -384,7 +310,7 @@ def _together(groups: Group, losses: Loss) -> tuple[tuple[str, ...], tuple[Tenso
 
 
 def _stack(terms: dict[str, Tensor], norm: Tensor) -> Tensor:
-    return torch.stack([*(terms[name] for name in TERMS[:-1]), norm])
+    return torch.stack([*terms.values(), norm])
 
 
 def _images(batch: Batch) -> list[Tensor]:

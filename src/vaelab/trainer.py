@@ -27,10 +27,12 @@ from vaelab.distributed import Team
 from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE, Batch
 from vaelab.networks import Decoder, initialise
-from vaelab.objectives import elbo_terms
-from vaelab.runtime import Noise, StepNoise, epoch_order, generator, machine, reseed, resolve_precision
+from vaelab.objectives import sum_parts
+from vaelab.priors import VampPrior
+from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator, machine, reseed, resolve_precision
 from vaelab.specs import Shape
-from vaelab.stepping import TERMS, AdamUpdate, CannotCompileError, CompiledStep, PlainStep, Step, choose
+from vaelab.stepping import CompiledStep, PlainStep, Step, choose, term_names
+from vaelab.updates import AdamUpdate, CannotCompileError
 
 log = logging.getLogger("vaelab")
 
@@ -67,7 +69,11 @@ class Trainer:
         self.model = build_model(run, data.shape).to(device)
         if run.training.init == "glorot":
             cast(Decoder, self.model.decoder).start_at(data.train.mean().clamp(0.001, 0.999).logit())
-        self.networks = run.objective.networks(self.model).to(device)
+        if isinstance(self.model.prior_part, VampPrior):
+            self.model.prior_part.start_at(self._some_images(self.model.prior_part.spec.num_components))
+        self.networks = self._build_networks()
+        self._no_parts = self._require_fit()
+        self.names = term_names(run.objective)
         self.groups = run.objective.groups(self.model, self.networks)
         self.schedule = run.schedule.schedule(self.steps_per_epoch, run.training.epochs)
         self.optimizers = {name: run.optimizer.build(group, self.schedule(0)) for name, group in self.groups.items()}
@@ -81,11 +87,33 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # the lowest monitored loss, and its epoch
         self.best_weights: dict[str, Tensor] | None = None
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
-        self.terms = torch.zeros(self.steps_per_epoch, len(TERMS), device=device)
+        self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
         self.wish = self.asked = self.zero  # whether this process, and whether any, has been asked to stop
         self.order = torch.empty(0)
         self._way: Step | None = None
+
+    def _some_images(self, count: int) -> Tensor:
+        """Training images (at most ``count``, C, H, W), always the same."""
+        order = torch.randperm(len(self.data.train), generator=generator(self.run.training.seed, "pseudo-inputs"))
+        return self.data.train.rows(order[:count].to(self.device)).x
+
+    def _build_networks(self) -> nn.ModuleDict:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator(self.run.training.seed, "networks").initial_seed())
+            return self.run.objective.networks(self.model).to(self.device)
+
+    def _require_fit(self) -> dict[str, Tensor]:
+        """Refuse an objective that asks of the model what it has not; returns zeros in the shapes of its parts."""
+        images = torch.zeros(2, *self.model.shape, device=self.device)
+        objective = self.run.objective.at(math.inf)
+        try:
+            with torch.no_grad():
+                parts = objective.parts(self.model.eval(), self.networks.eval(), Batch(images),
+                                        RowNoise(0, device=self.device))  # fmt: skip
+        except TypeError as error:
+            raise UsageError(f"--objective {objective.word} cannot train this model: {error}") from error
+        return {name: torch.zeros_like(part[0], dtype=torch.float64) for name, part in parts.items()}
 
     @property
     def epoch(self) -> int:
@@ -113,6 +141,7 @@ class Trainer:
         if within == 0 or len(self.order) == 0:
             self.order = epoch_order(len(self.data.train), self.run.training.seed, self.epoch, self.device)
             self.model.train()
+            self.networks.train()
         noise = StepNoise(self.run.training.seed, self.step, self.device, self.team.rank, self.team.world)
         first = within * self.batch_size + self.team.rank * self.rows_per_step
         batch = self.data.train.raw(self.order[first : first + self.rows_per_step])
@@ -178,7 +207,7 @@ class Trainer:
         self.check_finite()
         done = self._steps_into_epoch()
         mean = self.terms[max(0, done - 50) : done].mean(0).tolist()
-        return {**dict(zip(TERMS, mean, strict=True)), "learning_rate": self.learning_rate()}
+        return {**dict(zip(self.names, mean, strict=True)), "learning_rate": self.learning_rate()}
 
     def check_finite(self) -> None:
         """Raise if a step of this epoch had a loss that is NaN or infinite."""
@@ -188,8 +217,8 @@ class Trainer:
         if len(bad) == 0:
             return
         row, _ = bad[0].tolist()
-        values: dict[str, float] = dict(zip(TERMS, terms[row].tolist(), strict=False))
-        suspects = ("distortion", "rate", "loss", "grad_norm")
+        values: dict[str, float] = dict(zip(self.names, terms[row].tolist(), strict=False))
+        suspects = (*self.names[1:-1], "loss", "grad_norm")
         term = next(name for name in suspects if not math.isfinite(values[name]))
         step = self.step - done + row
         raise NotFiniteError(
@@ -218,7 +247,7 @@ class Trainer:
         if self.average is not None:
             self.team.follow(self.average.buffers())
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
-        training = dict(zip(TERMS, self.terms.cpu().double().mean(0).tolist(), strict=True))
+        training = dict(zip(self.names, self.terms.cpu().double().mean(0).tolist(), strict=True))
         learning_rate = self.learning_rate()
         validation = self.validate()
         self._monitor(validation["validation_loss"])
@@ -235,18 +264,21 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Validation means in nats per image, the loss at the objective's final weights, with fixed noise."""
-        model = self.evaluated.eval()
+        objective, model = self.run.objective.at(math.inf), self.evaluated.eval()
+        size = self.batch_size if objective.in_batch else BATCH
+        batches = self.team.share(self.data.batches("validation", size))
         with self._autocast():
-            distortion, rate = elbo_terms(model, self.team.share(self.data.batches("validation", BATCH)))
-        sums = torch.tensor([distortion.sum(), rate.sum()], dtype=torch.float64, device=self.device)
-        means = self.team.average_(sums).cpu() * self.team.world / len(self.data.validation)
-        loss = float(self.run.objective.at(math.inf).weigh(means[0], means[1]))
+            sums = sum_parts(objective, model, self.networks.eval(), batches, self._no_parts)
+        flat = self.team.average_(torch.cat([part.flatten() for part in sums.values()]))
+        whole = (flat.cpu() * self.team.world / len(self.data.validation)).split([p.numel() for p in sums.values()])
+        means = {name: mean.reshape(part.shape) for (name, part), mean in zip(sums.items(), whole, strict=True)}
+        loss = float(objective.loss(means))
         if not math.isfinite(loss):
             raise NotFiniteError(
                 f"the validation loss is {loss} after step {self.step}: try a smaller learning rate",
                 self.step, "validation_loss",
             )  # fmt: skip
-        return {"validation_loss": loss, "validation_distortion": float(means[0]), "validation_rate": float(means[1])}
+        return {"validation_loss": loss, **{f"validation_{name}": float(means[name]) for name in objective.terms}}
 
     def _monitor(self, loss: float) -> None:
         settled = max(self.run.objective.annealing_epochs, self.run.schedule.warmup_epochs)

@@ -13,7 +13,7 @@ from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE
-from vaelab.objectives import elbo_terms
+from vaelab.objectives import ELBO, elbo_terms
 
 
 def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_samples: int = 1) -> dict[str, Estimate]:
@@ -36,7 +36,7 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
         distortion, rate = elbo_terms(model, data.batches(split, batch_size), num_samples)
     protocol = bound_protocol(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
-    if run.objective.beta != 1:
+    if isinstance(run.objective, ELBO) and run.objective.beta != 1:
         values["objective"] = run.objective.at(math.inf).weigh(distortion, rate)
     estimates = {name: Estimate.of(value, "nats", protocol) for name, value in values.items()}
     if model.is_density(binary_data=data.binary):

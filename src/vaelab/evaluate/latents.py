@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from vaelab.data.datasets import BATCH, EVALUATION_SEED, Dataset
-from vaelab.divergences import analytic_kl, log_mean_exp
+from vaelab.divergences import kl_of_dimensions, log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate.estimate import Estimate
 from vaelab.models import VAE, Batch
@@ -354,19 +354,13 @@ def _encode(model: VAE, pz: Distribution, batch: Batch, noise: RowNoise) -> Enco
     if z.ndim != 2:
         raise TypeError(f"codes are vectors, and this model's latents have the shape {tuple(z.shape[1:])}")
     log_qz = None if log_density is None else log_density()[0]
-    rate = _rate(qz, pz)
+    rate = kl_of_dimensions(qz, pz)
     log_pz = pz.log_prob(z)
     if isinstance(qz, NormalPosterior):
         # The draw stays what the model made of it; from here on, nothing more is rounded.
         qz, z = NormalPosterior(qz.loc.cpu().double(), qz.log_scale.cpu().double()), z.cpu().double()
         log_qz = qz.log_prob(z)
     return Encoded(qz, z, log_qz, log_pz, rate, batch.y)
-
-
-def _rate(qz: Distribution, pz: Distribution) -> Tensor | None:
-    """(B, D), the divergence of each dimension, where both are products over dimensions."""
-    factorise = all(isinstance(d, Independent) and not d.base_dist.event_shape for d in (qz, pz))
-    return analytic_kl(cast(Independent, qz).base_dist, cast(Independent, pz).base_dist) if factorise else None
 
 
 def _sample(pz: Distribution, count: int, device: torch.device) -> Array:

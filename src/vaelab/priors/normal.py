@@ -1,8 +1,7 @@
-"""Priors p(z). One distribution both scores and samples: what is drawn is what was trained against."""
+"""The standard normal prior."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -12,7 +11,10 @@ from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownV
 
 from vaelab import specs
 from vaelab.divergences import kl_to_standard_normal
-from vaelab.posteriors import NormalPosterior
+from vaelab.posteriors import Head, NormalPosterior, Space
+from vaelab.priors.prior import Encode
+from vaelab.runtime import Noise
+from vaelab.specs import Shape
 
 
 @final
@@ -21,20 +23,23 @@ class StandardNormal(nn.Module):
 
     Args:
         spec: the configuration (it has no fields).
-        latent_dim: D.
+        head: the posterior's, for D.
+        shape: of an image; unused.
     """
 
+    space: Space = "real"
+    is_encoded = False
     zeros: Tensor
     ones: Tensor
 
-    def __init__(self, spec: specs.StandardNormal, latent_dim: int) -> None:
+    def __init__(self, spec: specs.StandardNormal, head: Head, shape: Shape) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("ones", torch.ones(latent_dim), persistent=False)
+        self.register_buffer("zeros", torch.zeros(head.latent_dim), persistent=False)
+        self.register_buffer("ones", torch.ones(head.latent_dim), persistent=False)
 
-    def forward(self, encode: Callable[[Tensor], Distribution] | None = None) -> Distribution:
-        """The distribution, of event shape (D,). ``encode`` is for priors that are made of posteriors; unused here."""
+    def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
+        """The distribution, of event shape (D,)."""
         return UnitNormal(self.zeros, self.ones)
 
 
@@ -45,6 +50,10 @@ class UnitNormal(Independent):  # pyright: ignore[reportMissingTypeArgument]
     def __init__(self, zeros: Tensor, ones: Tensor) -> None:
         normal = Normal(zeros, ones, validate_args=False)
         super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+
+    def rsample_from(self, noise: Noise, count: int) -> Tensor:
+        """Standard normal numbers (count, D)."""
+        return noise.normal("prior", (count, *self.event_shape))
 
 
 @register_kl(NormalPosterior, UnitNormal)

@@ -1,4 +1,4 @@
-"""Approximate posteriors q(z|x): from an encoder's features to a distribution over the latents.
+"""Normal posteriors.
 
 Shapes: K samples, B batch, F features, D latent dimensions.
 """
@@ -6,8 +6,7 @@ Shapes: K samples, B batch, F features, D latent dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -15,29 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from vaelab import specs
+from vaelab.posteriors.posterior import LogDensity, Space
 from vaelab.runtime import Noise
-
-LogDensity = Callable[[], Tensor]  # computes (K, B) when it is called: many objectives never ask for it
-
-
-class Posterior(Protocol):
-    """A distribution that can be sampled from given noise, and that knows its density at what it sampled."""
-
-    def rsample_and_log_prob(
-        self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
-    ) -> tuple[Tensor, LogDensity | None]:
-        """Draw ``(*shape, B, D)`` differentiably, with the log-density of the draw in nats.
-
-        Args:
-            shape: sample shape; ``(K,)`` for K samples per example.
-            noise: where the randomness comes from (stream ``"z"``).
-            stop: take the log-density with the distribution's parameters held constant, so that its gradient flows
-                through the sample alone (sticking the landing).
-
-        Returns:
-            The sample, and a function that computes its log-density ``(*shape, B)``; None where there is no density.
-        """
-        ...
 
 
 @final
@@ -48,11 +26,18 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
     ``log_prob`` and ``kl_divergence`` work as everywhere in torch.
     """
 
+    penalty: Tensor | None = None
+
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
         scale = torch.exp(log_scale)
         normal = Normal(loc, scale, validate_args=False)
         super().__init__(normal, 1, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
         self.loc, self.scale, self.log_scale = loc, scale, log_scale
+
+    @property
+    def center(self) -> Tensor:
+        """The mean."""
+        return self.loc
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalPosterior:
         """The same distribution with more leading dimensions."""
@@ -84,6 +69,8 @@ class DiagonalNormal(nn.Module):
         spec: the configuration.
         in_features: F.
     """
+
+    space: Space = "real"
 
     def __init__(self, spec: specs.DiagonalNormal, in_features: int) -> None:
         super().__init__()

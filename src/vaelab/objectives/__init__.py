@@ -1,0 +1,15 @@
+"""Learning rules: what is minimised, and what of it is monitored."""
+
+from vaelab.objectives.elbo import ELBO as ELBO
+from vaelab.objectives.elbo import BalancedELBO as BalancedELBO
+from vaelab.objectives.elbo import Capacity as Capacity
+from vaelab.objectives.elbo import FreeBits as FreeBits
+from vaelab.objectives.importance import IWAE as IWAE
+from vaelab.objectives.importance import PIWAE as PIWAE
+from vaelab.objectives.importance import STL as STL
+from vaelab.objectives.importance import DReG as DReG
+from vaelab.objectives.objective import Group as Group
+from vaelab.objectives.objective import Loss as Loss
+from vaelab.objectives.objective import Objective as Objective
+from vaelab.objectives.objective import elbo_terms as elbo_terms
+from vaelab.objectives.objective import sum_parts as sum_parts

@@ -1,0 +1,223 @@
+"""Bounds from several importance samples, and gradients that keep their encoder's signal.
+
+Shapes: K samples of a bound, M bounds of an example, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, ClassVar, final
+
+from vaelab.errors import UsageError
+from vaelab.objectives.objective import Losses, Objective, Parts, coding_parameters, means_of
+from vaelab.specs.spec import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, ModuleDict, Parameter
+
+    from vaelab.models import Batch, Draw, LatentVariableModel
+    from vaelab.runtime import Noise
+
+
+@final
+@dataclass(frozen=True)
+class IWAE(Objective):
+    r"""The importance-weighted bound: maximise :math:`E \log \frac1K \sum_k w_k`, :math:`w_k = p(x, z_k) / q(z_k|x)`.
+
+    K = 1 is the ELBO with a sampled KL. With M bounds of K samples each, averaged, it is MIWAE. With a share beta of
+    the mean log weight added, :math:`\beta E \log w + (1 - \beta) \log \frac1K \sum_k w_k`, it is CIWAE.
+
+    Args:
+        num_samples: K.
+        num_bounds: M.
+        elbo_share: beta of CIWAE.
+        warm_samples, warm_epochs: train with fewer samples first, as in ``(1, 5), (100, 20)``: one sample for 100
+            epochs, then five for 20. Monitored is the bound with K from the first epoch on, best counts after these.
+
+    Reference:
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8. https://arxiv.org/abs/1509.00519
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 4.
+        https://arxiv.org/abs/1802.04537
+    """
+
+    word: ClassVar[str] = "iwae"
+    num_samples: int = option(5, "importance samples of a bound (K)")
+    num_bounds: int = option(1, "bounds that are averaged (M of MIWAE)")
+    elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)")
+    warm_samples: tuple[int, ...] = option((), "train with so many samples first, one after the other")
+    warm_epochs: tuple[int, ...] = option((), "epochs with each of these")
+
+    def __post_init__(self) -> None:
+        if len(self.warm_samples) != len(self.warm_epochs):
+            raise UsageError(
+                f"--warm-samples {self.warm_samples} and --warm-epochs {self.warm_epochs}: as many of one as of the other"
+            )
+
+    @property
+    def annealing_epochs(self) -> float:
+        """Epochs until K samples are drawn."""
+        return float(sum(self.warm_epochs))
+
+    def at(self, epoch: float) -> IWAE:
+        """The bound with the number of samples that is drawn at ``epoch``."""
+        ends = zip(accumulate(self.warm_epochs), self.warm_samples, strict=True)
+        count = next((samples for end, samples in ends if epoch < end), self.num_samples)
+        return replace(self, num_samples=count, warm_samples=(), warm_epochs=())
+
+    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """``bound``, and mean distortion and rate over the samples."""
+        return weighed_parts(model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise),
+                             self.num_bounds, self.elbo_share)  # fmt: skip
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound."""
+        return -means["bound"]
+
+
+@final
+@dataclass(frozen=True)
+class PIWAE(Objective):
+    r"""Decoder by the IWAE bound of M K samples, encoder by the average of M bounds of K: each by what serves it.
+
+    The more samples a bound has, the less of its gradient is signal for the encoder; the decoder only gains.
+
+    Args:
+        num_samples: K.
+        num_bounds: M.
+
+    Raises:
+        UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
+
+    Reference:
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better, section 4.
+        https://arxiv.org/abs/1802.04537
+    """
+
+    word: ClassVar[str] = "piwae"
+    num_samples: int = option(8, "importance samples of a bound (K)")
+    num_bounds: int = option(8, "bounds that are averaged for the encoder (M)")
+
+    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """Encoder and decoder."""
+        return _two_sides(model, self.word)
+
+    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """``bound`` (of M K samples), ``averaged`` (of M bounds), distortion and rate."""
+        draw = model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise)
+        parts = weighed_parts(draw, 1)
+        return {**parts, "averaged": weighed_parts(draw, self.num_bounds)["bound"]}
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound of M K samples."""
+        return -means["bound"]
+
+    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+        """Both sides together, of one draw."""
+        means = means_of(self.parts(model, networks, batch, noise))
+        loss = self.loss(means)
+        yield ("encoder", "decoder"), (-means["averaged"], loss)
+        return self.record(loss, means)
+
+
+@final
+@dataclass(frozen=True)
+class DReG(Objective):
+    r"""The IWAE bound, with a doubly reparameterised gradient for the encoder: unbiased, and with less variance.
+
+    :math:`\nabla_\phi = E \sum_k \tilde w_k^2 \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial
+    \phi}` with :math:`\tilde w` the normalised weights. Its signal-to-noise ratio grows with K, where IWAE's falls.
+
+    Args:
+        num_samples: K.
+
+    Raises:
+        UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
+
+    Reference:
+        Tucker et al. (2019), Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, eq. 8.
+        https://arxiv.org/abs/1810.04152
+    """
+
+    word: ClassVar[str] = "dreg"
+    num_samples: int = option(5, "importance samples of a bound (K)")
+
+    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """Encoder and decoder."""
+        return _two_sides(model, self.word)
+
+    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """``bound``, distortion and rate; ``surrogate``, whose gradient is the encoder's."""
+        draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise, stop_qz=True)
+        weights = draw.log_w.detach().softmax(0)
+        return {**weighed_parts(draw, 1), "surrogate": (weights.square() * draw.log_w).sum(0)}
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound."""
+        return -means["bound"]
+
+    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+        """Both sides together, of one draw."""
+        means = means_of(self.parts(model, networks, batch, noise))
+        loss = self.loss(means)
+        yield ("encoder", "decoder"), (-means["surrogate"], loss)
+        return self.record(loss, means)
+
+
+@final
+@dataclass(frozen=True)
+class STL(Objective):
+    r"""Sticking the landing: the bound's gradient without the score :math:`\nabla_\phi \log q_\phi(z|x)`.
+
+    The parameters of q are held constant in log q, so that the gradient flows through the samples alone. It is exactly
+    zero, not only on average, where q is the true posterior.
+
+    Args:
+        num_samples: K.
+
+    Note:
+        The score has mean 0 only at K = 1. For more samples the gradient is biased (the normalised weights correlate
+        with it): ``dreg`` is the unbiased estimate.
+
+    Reference:
+        Roeder, Wu & Duvenaud (2017), Sticking the Landing. https://arxiv.org/abs/1703.09194
+        Tucker et al. (2019), section 3 (the bias). https://arxiv.org/abs/1810.04152
+    """
+
+    word: ClassVar[str] = "stl"
+    num_samples: int = option(1, "importance samples of a bound (K); above 1 the gradient is biased")
+
+    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """``bound``, distortion and rate."""
+        return weighed_parts(model.draw(batch.x, num_samples=self.num_samples, noise=noise, stop_qz=True), 1)
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound."""
+        return -means["bound"]
+
+
+def weighed_parts(draw: Draw, num_bounds: int, elbo_share: float = 0.0) -> Parts:
+    """The bound of each example, averaged over M groups of its samples, and mean distortion and rate; each (B,).
+
+    Raises:
+        TypeError: if the posterior has no density, or costs something that no bound knows (a codebook).
+    """
+    from vaelab.divergences import log_mean_exp
+
+    log_w = draw.log_w
+    # Sample k of bound m is row k M + m: the samples lead in what is averaged in exp.
+    bound = log_mean_exp(log_w.unflatten(0, (-1, num_bounds))).mean(0)
+    # (The share may be a tensor, in a step that is traced: nothing here may ask for its value.)
+    bound = elbo_share * log_w.mean(0) + (1 - elbo_share) * bound
+    distortion = -draw.log_px.mean(0)
+    return {"bound": bound, "distortion": distortion, "rate": -log_w.mean(0) - distortion}
+
+
+def _two_sides(model: Module, word: str) -> dict[str, list[Parameter]]:
+    if getattr(model.prior_part, "is_encoded", False):
+        raise UsageError(f"--objective {word} trains encoder and decoder apart, and this prior is made of both: "
+                         "choose another (--prior standard-normal, or --objective iwae)")  # fmt: skip
+    encoding, decoding = coding_parameters(model)
+    return {"encoder": encoding, "decoder": decoding}

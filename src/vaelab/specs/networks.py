@@ -1,0 +1,60 @@
+"""Specs of encoders and decoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from vaelab.specs.spec import Activation, Spec, option
+
+
+@final
+@dataclass(frozen=True)
+class MLPEncoder(Spec):
+    """Fully connected layers on the flattened image."""
+
+    part: ClassVar[str] = "vaelab.networks:MLPEncoder"
+    word: ClassVar[str] = "mlp"
+    hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
+    activation: Activation = option("relu", "non-linearity between layers")
+
+
+@final
+@dataclass(frozen=True)
+class MLPDecoder(Spec):
+    """Fully connected layers from the latent vector to the parameters of every pixel."""
+
+    part: ClassVar[str] = "vaelab.networks:MLPDecoder"
+    word: ClassVar[str] = "mlp"
+    hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
+    activation: Activation = option("relu", "non-linearity between layers")
+
+
+@final
+@dataclass(frozen=True)
+class ConvEncoder(Spec):
+    """3x3 convolutions of stride 2, each halving the image, then optional fully connected layers."""
+
+    part: ClassVar[str] = "vaelab.networks:ConvEncoder"
+    word: ClassVar[str] = "conv"
+    conv_channels: tuple[int, ...] = option((32, 64, 128), "channels of each stride-2 convolution")
+    hidden_dims: tuple[int, ...] = option((), "units of fully connected layers after the convolutions")
+    batch_norm: bool = option(False, "batch normalisation after each convolution")
+    dropout: float = option(0.0, "probability of dropping an activation")
+    activation: Activation = option("relu", "non-linearity between layers")
+
+
+@final
+@dataclass(frozen=True)
+class ConvDecoder(Spec):
+    """Optional fully connected layers, then 3x3 transposed convolutions of stride 2 back to the exact image size.
+
+    ``conv_channels`` is in the order of the flow: (128, 64, 32) ends in an image made from 32 channels.
+    """
+
+    part: ClassVar[str] = "vaelab.networks:ConvDecoder"
+    word: ClassVar[str] = "conv"
+    conv_channels: tuple[int, ...] = option((128, 64, 32), "channels that enter each transposed convolution")
+    hidden_dims: tuple[int, ...] = option((), "units of fully connected layers before the convolutions")
+    batch_norm: bool = option(False, "batch normalisation after each transposed convolution but the last")
+    activation: Activation = option("relu", "non-linearity between layers")

@@ -1,0 +1,109 @@
+"""An optimizer's step that can be traced, and so be part of a compiled function."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+
+class CannotCompileError(Exception):
+    """An objective or an optimizer that the compiled step cannot carry; the message says which."""
+
+
+@final
+class AdamUpdate:
+    r"""The step of torch's ``Adam`` and ``AdamW`` as operations that can be traced, on the optimizers' own state.
+
+    :math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`, :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
+    :math:`\theta \leftarrow (1 - \eta \lambda) \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)`, with
+    :math:`\hat m = m / (1 - \beta_1^t)` and :math:`\hat v = v / (1 - \beta_2^t)`.
+
+    Args:
+        optimizers: of each group.
+        clip_norm: the largest norm of a group's gradient, as in torch's ``clip_grad_norm_``; None does not clip.
+
+    Raises:
+        CannotCompileError: for another optimizer, or one whose parameters have not all taken the same steps.
+
+    Reference:
+        Kingma & Ba (2015), Adam, algorithm 1. https://arxiv.org/abs/1412.6980
+        Loshchilov & Hutter (2019), Decoupled Weight Decay Regularization, algorithm 2.
+        https://arxiv.org/abs/1711.05101
+    """
+
+    def __init__(self, optimizers: dict[str, Optimizer], clip_norm: float | None) -> None:
+        self._clip_norm = clip_norm
+        self._settings: dict[str, dict[str, Any]] = {}
+        moments: list[Tensor] = []
+        steps: list[Tensor] = []
+        for name, optimizer in optimizers.items():
+            (settings,) = optimizer.param_groups
+            coupled = settings["weight_decay"] and not settings["decoupled_weight_decay"]
+            if not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"] or coupled:
+                raise CannotCompileError(f"{type(optimizer).__name__} with these settings")
+            self._settings[name] = settings
+            for parameter in settings["params"]:
+                state = optimizer.state[parameter]
+                if not state:  # what torch's own first step makes
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                moments += [state["exp_avg"], state["exp_avg_sq"]]
+                steps.append(state["step"])
+        if len({int(step) for step in steps}) > 1:
+            raise CannotCompileError("parameters that have taken different numbers of steps")
+        self.taken = int(steps[0])
+        self._moments = len(moments)
+        self.state = [*moments, *steps]
+
+    def numbers(self) -> list[Tensor]:
+        """Of each group, what depends on the step: the step's size, the root of v's correction, the weights' decay."""
+        return [self._numbers(settings) for settings in self._settings.values()]
+
+    def _numbers(self, settings: dict[str, Any]) -> Tensor:
+        rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
+        numbers = rate / (1 - first**t), (1 - second**t) ** 0.5, 1 - rate * settings["weight_decay"]
+        return on_device(torch.tensor(numbers), self.state[0].device)
+
+    @torch.no_grad()
+    def __call__(
+        self, groups: dict[str, list[Tensor]], gradients: dict[str, list[Tensor]], given: list[Tensor]
+    ) -> Tensor:
+        """Change parameters, moments and step counts in place.
+
+        Args:
+            groups: the parameters.
+            gradients: theirs.
+            given: ``state`` and ``numbers()``.
+
+        Returns:
+            The largest norm of a group's gradient; 0 if they are not clipped.
+        """
+        moments, steps, numbers = (
+            iter(given[: self._moments]),
+            given[self._moments : -len(groups)],
+            given[-len(groups) :],
+        )
+        norms = [given[0].new_zeros(())]
+        for (name, parameters), (size, root, keep) in zip(groups.items(), numbers, strict=True):
+            settings, found = self._settings[name], gradients[name]
+            if self._clip_norm is not None:
+                norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
+                scale = (self._clip_norm / (norms[-1] + 1e-6)).clamp(max=1.0)
+                found = [gradient * scale for gradient in found]
+            first, second = settings["betas"]
+            for parameter, gradient in zip(parameters, found, strict=True):
+                m, v = next(moments), next(moments)
+                m.lerp_(gradient, 1 - first)
+                v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                parameter.mul_(keep).sub_(size * m / (v.sqrt() / root + settings["eps"]))
+        for step in steps:
+            step.add_(1)
+        return torch.stack(norms).amax()
+
+
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Some numbers of the host on the device, without waiting for it."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
