@@ -53,7 +53,7 @@ class IWAE(Objective):
     def __post_init__(self) -> None:
         if len(self.warm_samples) != len(self.warm_epochs):
             raise UsageError(
-                f"--warm-samples {self.warm_samples} and --warm-epochs {self.warm_epochs}: as many of one as of the other"
+                f"--warm-samples {self.warm_samples} and --warm-epochs {self.warm_epochs}: each count needs epochs"
             )
 
     @property
