@@ -1,0 +1,36 @@
+"""Recipes: the configurations that vaelab reproduces, as functions that return a ``Run``. Imports no torch.
+
+Each names its source and what the source publishes. A recipe is started with ``vaelab train NAME``; in Python it is a
+function of this module (``recipes.conv_beta()``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vaelab.errors import UsageError, did_you_mean
+from vaelab.recipes import likelihoods, systems
+from vaelab.recipes.recipe import Recipe as Recipe
+
+if TYPE_CHECKING:
+    from vaelab.config import Run
+
+RECIPES: dict[str, Recipe] = {**systems.RECIPES, **likelihoods.RECIPES}
+
+
+def recipe(name: str) -> Run:
+    """The run of the recipe of this name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"no recipe {name!r}{did_you_mean(name, RECIPES)}")
+    return RECIPES[name].make()
+
+
+def __getattr__(name: str) -> Callable[[], Run]:
+    if (entry := RECIPES.get(name.replace("_", "-"))) is not None:
+        return entry.make
+    raise AttributeError(f"module 'vaelab.recipes' has no attribute {name!r}")
