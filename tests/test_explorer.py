@@ -388,14 +388,10 @@ def test_missing_packages_are_named(run, monkeypatch, capsys):
     assert "exploring needs uvicorn: pip install 'vaelab[explore]'" in capsys.readouterr().err
 
 
-def test_a_model_whose_posterior_has_no_mean_is_refused(run, monkeypatch):
+def test_a_model_whose_latents_lie_in_no_vector_space_is_refused(run, monkeypatch):
     scene = scene_of(run)
-
-    def none(*_, **__):
-        raise TypeError("the means are undefined for this model")
-
-    monkeypatch.setattr("vaelab.evaluate.latents.encode", none)
-    with pytest.raises(UsageError, match="no map to explore: the means are undefined"):
+    monkeypatch.setattr(scene.model.posterior_head, "space", "codes")
+    with pytest.raises(UsageError, match="exploring needs latents that are any real vectors: those of this model are"):
         World(scene)
 
 

@@ -50,7 +50,7 @@ def test_all_parts_are_there_each_with_its_protocol(run, capsys):
         assert word in out, word
     grey, dynamic = kept(run)["test"]["grey"], kept(run)["test"]["dynamic"]
     codes = {"active_units", "mutual_information", "aggregate_kl", "two_sample_accuracy", "linear_probe", "knn_probe"}
-    pictures = {"psnr", "ssim", "frechet", "frechet_floor", "precision", "recall"}
+    pictures = {"mse", "psnr", "ssim", "frechet", "frechet_floor", "precision", "recall"}
     assert grey["metrics"].keys() == {"negative_elbo", "distortion", "rate", "objective"} | codes | pictures
     bounds = {"negative_elbo", "distortion", "rate", "objective", "bits_per_dim", "nll_1", "nll_10", "nll_20", "ess"}
     annealed = {"nll_ais", "ais_ess", "ais_acceptance", "ais_gain", "bdmc_lower", "bdmc_upper", "bdmc_gap"}
@@ -77,7 +77,7 @@ def test_what_is_measured_adds_up_over_commands(run, capsys):
     assert splits.keys() == {"validation", "test"}
     assert splits["validation"].keys() == {"grey", "dynamic"}
     assert splits["test"].keys() == {"grey", "threshold"}
-    assert splits["test"]["grey"]["metrics"].keys() == {"psnr", "ssim"}
+    assert splits["test"]["grey"]["metrics"].keys() == {"mse", "psnr", "ssim"}
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.index('{\n  "format"') :])["splits"] == splits
 

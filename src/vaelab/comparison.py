@@ -29,7 +29,7 @@ PIXELS = {"grey": "grey pixels", "dynamic": "dynamic binarization", "static": "s
           "threshold": "threshold binarization"}  # fmt: skip
 CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on grey pixels says of itself
 
-_LOWER = ("negative_elbo", "distortion", "objective", "bits_per_dim", "nll_ais", "frechet")
+_LOWER = ("negative_elbo", "distortion", "objective", "bits_per_dim", "nll_ais", "frechet", "mse")
 _HIGHER = ("psnr", "ssim", "precision", "recall", "linear_probe", "knn_probe")
 _OF_PIXELS = ("negative_elbo", "distortion", "objective", "bits_per_dim", "nll_ais")  # and nll_k: they hold log p(x|z)
 _PROBES = ("linear_probe", "knn_probe")

@@ -9,10 +9,10 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
+from vaelab.posteriors import Posterior
+from vaelab.runtime import generator
 
 Graph = Literal["encoder", "decoder", "scorer"]
 OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
 OPSETS = range(18, 24)
 TOLERANCE = 1e-4  # of a graph's numbers, relative to those above 1: rounding is some hundred times less
+DRAWN = 32  # of each image, for a rate that has no closed form
 BATCHES = (1, 3, 16)  # sizes that a graph is checked with
 
 
@@ -34,17 +37,17 @@ BATCHES = (1, 3, 16)  # sizes that a graph is checked with
 
 
 class _Encoder(nn.Module):
-    """x (N, C, H, W) to the mean and the standard deviation of q(z|x), each (N, D); nothing is drawn."""
-
-    names = ("x",), ("loc", "scale")
+    """x (N, C, H, W) to the center of q(z|x) and, where it is known, its standard deviation, each (N, D)."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
+        self.names = ("x",), (("loc", "scale") if _has_spread(model) else ("loc",))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         qz = self.model.posterior(x)
-        return qz.mean, qz.stddev
+        loc = cast(Posterior, qz).center
+        return (loc, qz.stddev) if "scale" in self.names[1] else (loc,)
 
 
 class _Decoder(nn.Module):
@@ -61,22 +64,70 @@ class _Decoder(nn.Module):
 
 
 class Scorer(nn.Module):
-    """x to loc, scale, the mean of p(x|z) at z = loc, and, in nats (N,), distortion there and rate: a score of x."""
+    """x to loc, scale, the mean of p(x|z) at z = loc, and, in nats (N,), distortion there and rate: a score of x.
+
+    Where the rate has no closed form it is the mean of log q(z|x) - log p(z) over 32 draws, made of the same noise for
+    every image, so that a score is a function of the image.
+
+    Raises:
+        UsageError: if the model has no rate, or its posterior no standard deviation.
+    """
 
     names = ("x",), ("loc", "scale", "mean", "distortion", "rate")
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
+        self._noise = _SameNoise()
+        if not _has_spread(model):
+            raise UsageError("a score needs the standard deviation of q(z|x), which this posterior does not know")
+        with torch.no_grad():
+            self(torch.zeros(1, *model.shape, device=next(model.parameters()).device))  # draws the noise
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Encode, decode and score."""
-        qz = self.model.posterior(x)
-        px = self.model.likelihood(qz.mean)
-        rate = analytic_kl(qz, self.model.prior())
+        qz, pz = self.model.posterior(x), self.model.prior()
+        loc = cast(Posterior, qz).center
+        px = self.model.likelihood(loc)
+        rate = analytic_kl(qz, pz)
         if rate is None:
-            raise UsageError("the rate is not known in closed form for this posterior and prior: it has no score")
-        return qz.mean, qz.stddev, px.mean, -px.log_prob(x), rate
+            z, log_density = cast(Posterior, qz).rsample_and_log_prob((DRAWN,), self._noise)
+            if log_density is None:
+                raise UsageError("this model has no rate, as its posterior has no density: it has no score")
+            rate = (log_density() - pz.log_prob(z)).mean(0)
+        return loc, qz.stddev, px.mean, -px.log_prob(x), rate
+
+
+def _has_spread(model: VAE) -> bool:
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            _ = model.posterior(torch.zeros(1, *model.shape, device=device)).stddev
+    except NotImplementedError:
+        return False
+    return True
+
+
+@final
+class _SameNoise:
+    """Noise that is the same for every row and every call: drawn once, then constants of a graph."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[tuple[object, ...], Tensor] = {}
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, the same in each row."""
+        return self._rows(torch.randn, stream, shape)
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1), the same in each row."""
+        return self._rows(torch.rand, stream, shape)
+
+    def _rows(self, draw: Callable[..., Tensor], stream: str, shape: Sequence[int]) -> Tensor:
+        key = (draw, stream, *shape[1:])
+        if key not in self._drawn:
+            self._drawn[key] = draw((1, *shape[1:]), generator=generator(0, "score", stream))
+        return self._drawn[key].expand(shape[0], *shape[1:])
 
 
 _GRAPHS: dict[Graph, type[_Encoder] | type[_Decoder] | type[Scorer]] = {
@@ -267,7 +318,7 @@ def codes_to_check(model: VAE, x: Tensor) -> Tensor:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         drawn = model.prior().sample((len(x),))
-        codes = model.posterior(x).mean
+        codes = model.center(x)
     return torch.stack([codes, drawn], 1).flatten(0, 1)[: len(x)]
 
 

@@ -25,6 +25,7 @@ LABELS = {
     "two_sample_accuracy": "telling q(z) from p(z)",
     "linear_probe": "linear probe of the codes",
     "knn_probe": "5 nearest neighbours of the codes",
+    "mse": "squared error of a reconstructed pixel",
     "psnr": "reconstruction PSNR",
     "ssim": "reconstruction SSIM",
     "ais_gain": "  tighter than IWAE by",

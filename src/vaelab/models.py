@@ -18,7 +18,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import UsageError
 from vaelab.likelihoods import Likelihood
 from vaelab.networks import Decoder, Encoder
-from vaelab.posteriors import Head, LogDensity, Posterior
+from vaelab.posteriors import Head, LogDensity, Posterior, Space
 from vaelab.priors import Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape, Spec
@@ -26,11 +26,15 @@ from vaelab.specs import Shape, Spec
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective sees: images in [0, 1] (B, C, H, W), and labels and row numbers (B,) where there are any."""
+    """What an objective sees: images in [0, 1] (B, C, H, W), and labels and row numbers (B,) where there are any.
+
+    ``total`` is N, the number of images of the split that they are rows of; None where they are all there is.
+    """
 
     x: Tensor
     y: Tensor | None = None
     index: Tensor | None = None
+    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,15 @@ class LatentVariableModel(Protocol):
 
     shape: Shape
     latent_dim: int
+
+    @property
+    def space(self) -> Space:
+        """Where latents lie."""
+        ...
+
+    def center(self, x: Tensor) -> Tensor:
+        """The latent (B, D) that stands for each image in pictures."""
+        ...
 
     def draw(
         self, x: Tensor, y: Tensor | None = None, num_samples: int = 1, *, noise: Noise, stop_qz: bool = False
@@ -196,6 +209,15 @@ class VAE(nn.Module):
         _refuse_labels(y)
         params = cast(Decoder, self.decoder)(z.reshape(-1, z.shape[-1]))
         return cast(Likelihood, self.likelihood_head)(params.reshape(*z.shape[:-1], *params.shape[1:]))
+
+    def center(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The latent that stands for each image in pictures: a normal's mean, a code, a direction."""
+        return cast(Posterior, self.posterior(x)).center
+
+    @property
+    def space(self) -> Space:
+        """Where latents lie."""
+        return self.posterior_head.space
 
     def log_px(
         self, x: Float[Tensor, "B C H W"], z: Float[Tensor, "K B D"], y: Tensor | None = None

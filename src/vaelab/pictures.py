@@ -24,7 +24,7 @@ from vaelab.errors import UsageError
 from vaelab.figures import How, Way
 from vaelab.media import Content
 from vaelab.models import VAE
-from vaelab.scene import Scene, closest, codes_of, first_of_each_class, sums, typical_rows, weighed
+from vaelab.scene import Scene, closest, codes_of, first_of_each_class, require_real, sums, typical_rows, weighed
 from vaelab.train import Epoch
 
 log = logging.getLogger("vaelab")
@@ -54,7 +54,7 @@ def latent(scene: Scene, how: How = "auto") -> Content:
     """Where the codes of validation images lie: two latent dimensions as they are, more by principal components."""
     found = figures.project(scene.means, how)
     words = {"own": "", "pca": ", by principal components", "tsne": ", by t-SNE", "umap": ", by UMAP"}[found.how]
-    what = f"Posterior means of {len(scene.codes):,} validation images{words}"
+    what = f"Codes of {len(scene.codes):,} validation images{words}"
     return figures.latent_map(found, scene.codes.y, scene.data.classes, title=scene.title(what))
 
 
@@ -130,7 +130,7 @@ def progress(scene: Scene) -> Content:
     columns = 10
     x = first_of_each_class(scene.data, columns)
     with torch.no_grad():
-        x_hat = figures.decode(scene.model, scene.model.posterior(x).mean)
+        x_hat = figures.decode(scene.model, scene.model.center(x))
     made = figures.decode(scene.model, figures.sample_prior(scene.model, 3 * columns, 0))
     return figures.tile(torch.cat([_full_row(x, columns), _full_row(x_hat, columns), made]), columns, gap=1)
 
@@ -166,6 +166,7 @@ def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: in
     if unknown or len(digits) < 2:
         wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
         raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
+    require_real(model, "an animation")
     codes = codes_of(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}

@@ -219,7 +219,7 @@ def _grid(title: str, caption: str, strips: Sequence[tuple[str, Tensor]], column
 def _reconstructions(scene: Scene) -> Picture:
     x = first_of_each_class(scene.data, 2 * COLUMNS)
     with torch.no_grad():
-        x_hat = figures.decode(scene.model, scene.model.posterior(x).mean)
+        x_hat = figures.decode(scene.model, scene.model.center(x))
     strips = [(name, images[start : start + COLUMNS]) for start in range(0, len(x), COLUMNS)
               for name, images in (("x", x), ("x̂", x_hat))]  # fmt: skip
     return _grid(

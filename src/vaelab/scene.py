@@ -74,14 +74,14 @@ class Scene:
 
     @property
     def means(self) -> NDArray[np.float32]:
-        """(N, D), the posterior means of the same images."""
-        return self.codes.loc.astype(np.float32)
+        """(N, D), the codes that stand for the same images: means, where the posterior is normal."""
+        return self.codes.center.astype(np.float32)
 
     @property
     def order(self) -> list[int]:
-        """The latent dimensions, the most telling first: by rate, or by the variance of means where it is unknown."""
+        """The latent dimensions, the most telling first: by rate, or by how much codes vary where it is unknown."""
         rate = self.codes.rate
-        return np.argsort(-(latents.variance_of_means(self.codes) if rate is None else rate.mean(0))).tolist()
+        return np.argsort(-(self.codes.center.var(0) if rate is None else rate.mean(0))).tolist()
 
     @property
     def rate(self) -> NDArray[np.float64] | None:
@@ -89,7 +89,12 @@ class Scene:
         return None if self.codes.rate is None else self.codes.rate.mean(0)
 
     def typical(self, count: int) -> Tensor:
-        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones."""
+        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones.
+
+        Raises:
+            UsageError: if one cannot move from them: see ``require_real``.
+        """
+        require_real(self.model, "moving through latent space")
         means, y = self.means, self.codes.y
         if y is None:
             return torch.from_numpy(means[:count])
@@ -120,6 +125,12 @@ def scene_of(path: Path) -> Scene:
     model, data, history = load_model(path), load_data(folder.run), folder.history()
     require_same_data(folder, data)
     return Scene(folder.run, model, data, history, folder.best_epoch())
+
+
+def require_real(model: VAE, what: str) -> None:
+    """Raise a ``UsageError`` for ``what`` if not every vector is a latent of the model."""
+    if model.space != "real":
+        raise UsageError(f"{what} needs latents that are any real vectors: those of this model are {model.space}")
 
 
 def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
@@ -154,6 +165,7 @@ def sums(scene: Scene) -> tuple[list[tuple[str, str, str]], tuple[Tensor, Tensor
     Raises:
         UsageError: if there are not three classes.
     """
+    require_real(scene.model, "arithmetic of codes")
     classes, y = scene.data.classes, scene.codes.y
     present = [] if y is None or not classes else np.unique(y).tolist()
     if len(present) < 3 or not classes:

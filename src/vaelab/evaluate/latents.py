@@ -89,6 +89,11 @@ class Codes:
             raise TypeError(f"the means are undefined for this model: its posterior {kind} has none") from error
 
     @cached_property
+    def center(self) -> Array:
+        """(N, D), the latent that stands for each example in pictures; the mean of a normal posterior."""
+        return _joined(cast(Posterior, batch.qz).center for batch in self.batches)
+
+    @cached_property
     def log_scale(self) -> Array | None:
         """(N, D), the logarithms of the standard deviations of a ``NormalPosterior``; None for all others."""
         scales = [batch.qz.log_scale for batch in self.batches if isinstance(batch.qz, NormalPosterior)]

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from vaelab import __version__, figures
 from vaelab.data.datasets import BATCH, EVALUATION_SEED
-from vaelab.errors import UsageError
 from vaelab.evaluate import latents
 from vaelab.export import Scorer
 from vaelab.figures import How, Projection
 from vaelab.figures.style import COLOURS
 from vaelab.models import VAE
-from vaelab.scene import Scene, scene_of, typical_rows
+from vaelab.scene import Scene, require_real, scene_of, typical_rows
 
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most
@@ -56,20 +55,18 @@ class World:
         images: of the test split, at most so many.
 
     Raises:
-        UsageError: if the posterior has no mean, or its KL from the prior is not known, or the map does not fit.
+        UsageError: if latents are not any real vectors, or images have no score, or the map does not fit.
     """
 
     def __init__(self, scene: Scene, how: How = "auto", images: int = IMAGES) -> None:
         self.scene = scene
         self.model: VAE = scene.model.eval()
+        require_real(self.model, "exploring")
         self._scorer = Scorer(self.model)  # what a static page runs, too
         self._lock = threading.Lock()
         split = scene.data.test
         count = max(1, min(images, BYTES // int(np.prod(self.model.shape)), len(split)))
-        try:
-            self.codes = latents.encode(self.model, scene.data, "test", limit=count).loc.astype(np.float32)
-        except TypeError as error:
-            raise UsageError(f"this model has no map to explore: {error}") from error
+        self.codes = latents.encode(self.model, scene.data, "test", limit=count).center.astype(np.float32)
         self.map: Projection = figures.project(self.codes, how)
         shown = split.rows(slice(count))
         self.images: Bytes = to_bytes(shown.x.cpu())

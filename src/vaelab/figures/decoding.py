@@ -20,9 +20,9 @@ Way = Literal["linear", "spherical"]
 
 
 def encode(model: VAE, x: Tensor, batch_size: int = BATCH) -> NDArray[np.float32]:
-    """Posterior means (N, D) of images in [0, 1]."""
+    """The codes (N, D) that stand for images in [0, 1]: posterior means, for normal posteriors."""
     with torch.no_grad():
-        return torch.cat([model.posterior(rows).mean for rows in x.split(batch_size)]).cpu().numpy()
+        return torch.cat([model.center(rows) for rows in x.split(batch_size)]).cpu().numpy()
 
 
 def decode(model: VAE, z: Tensor, batch_size: int = BATCH) -> Tensor:

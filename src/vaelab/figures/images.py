@@ -17,6 +17,7 @@ from vaelab.errors import UsageError
 from vaelab.figures.decoding import Way, between, decode, sample_prior, traverse
 from vaelab.figures.style import picture, plain, tile
 from vaelab.models import VAE
+from vaelab.priors import UnitNormal
 
 
 def samples(model: VAE, count: int = 100, *, seed: int = 0, title: str = "") -> Figure:
@@ -27,9 +28,9 @@ def samples(model: VAE, count: int = 100, *, seed: int = 0, title: str = "") -> 
 
 
 def reconstructions(model: VAE, x: Tensor, *, columns: int = 10, title: str = "") -> Figure:
-    """Images and, below each, the mean of p(x|z) at z = mean of q(z|x)."""
+    """Images and, below each, the mean of p(x|z) at the z that stands for it (of a normal q(z|x), the mean)."""
     with torch.no_grad():
-        x_hat = decode(model, model.posterior(x).mean)
+        x_hat = decode(model, model.center(x))
     pairs: list[Tensor] = []
     for start in range(0, len(x), columns):
         for images in (x, x_hat):
@@ -49,10 +50,12 @@ def manifold_images(model: VAE, side: int) -> tuple[Tensor, Tensor]:
     """What a latent plane decodes to on a grid of side x side points, from the top left, and the grid's ticks.
 
     Raises:
-        UsageError: if the model does not have exactly two latent dimensions.
+        UsageError: if the model does not have exactly two latent dimensions, with a standard normal prior.
     """
     if model.latent_dim != 2:
         raise UsageError(f"a manifold needs 2 latent dimensions: this model has {model.latent_dim}")
+    if not isinstance(model.prior(), UnitNormal):
+        raise UsageError("a manifold is a grid of equal probability under a standard normal prior: this is another")
     ticks = torch.special.ndtri((torch.arange(side) + 0.5) / side)
     down, right = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
     return decode(model, torch.stack([right, down], -1).reshape(-1, 2)), ticks
