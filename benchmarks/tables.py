@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from parts import SLOTS, parts_table
 from training import SIDES, seconds
 from vaelab.checkpoint import write_json
 from vaelab.config import Run, flat
@@ -29,7 +30,7 @@ from vaelab.recipes import RECIPES, recipe
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md",
-         "docs/performance.md")  # fmt: skip
+         "docs/performance.md", "docs/parts.md")  # fmt: skip
 
 
 def collect(path: Path) -> None:
@@ -49,7 +50,7 @@ def collect(path: Path) -> None:
         "command": command(folder.run),
         "epochs": history[-1]["epoch"],
         "best_epoch": best["epoch"],
-        "validation": {key: best[f"validation_{key}"] for key in ("loss", "distortion", "rate")},
+        "validation": {key: best[f"validation_{key}"] for key in ("loss", *run.objective.terms)},
         "seconds": round(sum(r["seconds"] for r in history)),
         "cpu_seconds": round(sum(r["cpu_seconds"] for r in history)) if "cpu_seconds" in history[-1] else None,
         "median_epoch_seconds": statistics.median(r["seconds"] for r in history),
@@ -454,6 +455,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streaming": streaming_table,
     "bf16": bf16_table,
     "explorer": explorer_table,
+    **{f"parts-{slot}": parts_table(slot) for slot in SLOTS},
 }
 
 
