@@ -5,11 +5,13 @@ Shapes: K samples, B batch, C H W image, D latent dimensions, L latent layers (1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -164,6 +166,7 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
+        self._fixed_prior: Distribution | None = None
         self.encoder = encoder.build(shape)
         self.posterior_head = posterior.build(self.encoder.out_features)
         self.latent_dim: int = self.posterior_head.latent_dim
@@ -195,8 +198,20 @@ class VAE(nn.Module):
     def prior(self, y: Tensor | None = None) -> Distribution:
         """p(z), of event shape (D,): scores latents and samples them."""
         _refuse_labels(y)
+        if self._fixed_prior is not None:
+            return self._fixed_prior
         codebook = getattr(self.posterior_head, "codebook", None)
         return cast(Callable[..., Distribution], self.prior_part)(encode=self.posterior, codebook=codebook)
+
+    @contextmanager
+    def fixed_prior(self) -> Generator[None]:
+        """Make the prior once for the block, in which no weight changes: one that is made of posteriors is dear."""
+        with torch.no_grad():
+            self._fixed_prior = self.prior()
+        try:
+            yield
+        finally:
+            self._fixed_prior = None
 
     def posterior(self, x: Float[Tensor, "B C H W"], y: Tensor | None = None) -> Distribution:
         """q(z|x), of batch shape (B,) and event shape (D,). Ask it for ``mean`` or ``rsample(...)`` by name."""

@@ -39,11 +39,12 @@ def in_pieces(model: VAE, pieces: list[slice], score: Callable[[slice], Values],
     training, before = model.training, torch.get_num_threads()
     model.eval()
     try:
-        if workers == 1:
-            yield from ((piece, score(piece)) for piece in pieces)
-        else:
-            torch.set_num_threads(1)
-            yield from _side_by_side(pieces, score, workers)
+        with model.fixed_prior():
+            if workers == 1:
+                yield from ((piece, score(piece)) for piece in pieces)
+            else:
+                torch.set_num_threads(1)
+                yield from _side_by_side(pieces, score, workers)
     finally:
         torch.set_num_threads(before)
         model.train(training)
