@@ -12,13 +12,12 @@ from typing import Any, final
 from vaelab.config import Run, override
 from vaelab.folder import RunFolder
 from vaelab.loading import load_data
-from vaelab.measure import Plan, measure
+from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, recipe
 from vaelab.train import fit, with_absolute_path
 
 SHORT = 10.0  # minutes: a recipe that costs less is run with three seeds, else with one
-SHOWN = ("negative_elbo", "distortion", "rate")  # of a recipe whose source publishes nothing
 
 
 @final
@@ -60,7 +59,7 @@ def seeds_of(entry: Recipe, asked: int | None) -> range:
 
 def reproduce(
     names: Sequence[str], out: Path, *, seeds: int | None = None, data: str | None = None, epochs: int | None = None,
-    num_samples: int = 5000, threads: int | None = None, bar: Bar,
+    num_samples: int | None = None, threads: int | None = None, bar: Bar,
 ) -> list[Row]:  # fmt: skip
     """Train and measure recipes, each seed in a run folder of its own; what is there already is gone on with.
 
@@ -69,14 +68,14 @@ def reproduce(
         out: where the run folders are.
         seeds: how many; None: see ``seeds_of``.
         data, epochs: in place of the recipe's own (then it is no reproduction, but tells that all works).
-        num_samples: importance samples, where the published number is a likelihood.
+        num_samples: importance samples, where the published number is a likelihood; None: as many as it was made of.
         threads: CPU threads.
         bar: shows the measuring.
     """
     rows: list[Row] = []
     for name in names:
         entry = RECIPES[name]
-        wanted = tuple(entry.published) or SHOWN
+        wanted = tuple(entry.published) or entry.shown
         found: list[dict[str, Any]] = []
         minutes: list[float] = []
         for seed in seeds_of(entry, seeds):
@@ -101,13 +100,16 @@ def _train(run: Run, path: Path) -> None:
     fit(run, load_data(run), out=path, resume=resume, display=Display())
 
 
-def _plan(wanted: Sequence[str], num_samples: int, threads: int | None) -> Plan:
-    plan = Plan(parts=("elbo",), num_samples=num_samples, threads=threads)
-    if any(metric.startswith("nll_") for metric in wanted):
-        plan = dataclasses.replace(plan, parts=(*plan.parts, "nll"))
-    if "active_units" in wanted:
-        plan = dataclasses.replace(plan, parts=(*plan.parts, "latents"))
-    return plan
+def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -> Plan:
+    likelihoods = [int(metric.removeprefix("nll_")) for metric in wanted if metric.startswith("nll_")]
+    parts: dict[Part, bool] = {
+        "elbo": True,
+        "nll": bool(likelihoods),
+        "latents": bool({"active_units", "perplexity"} & set(wanted)),
+        "reconstruction": "mse" in wanted,
+    }
+    needed = tuple(part for part, is_needed in parts.items() if is_needed)
+    return Plan(parts=needed, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
 
 
 def _measured(wanted: Sequence[str], found: list[dict[str, Any]]) -> list[str]:

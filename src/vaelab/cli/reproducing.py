@@ -24,7 +24,7 @@ def reproduce(
     out: Path = Path("runs/reproduce"),
     data: str | None = None,
     epochs: int | None = None,
-    num_samples: int = 5000,
+    num_samples: int | None = None,
     threads: int | None = None,
     json: bool = False,
 ) -> None:
@@ -38,7 +38,7 @@ def reproduce(
         out: the folder of all runs.
         data: another data set than the recipe's.
         epochs: other than the recipe's.
-        num_samples: importance samples, where the published number is a likelihood.
+        num_samples: importance samples, where the published number is a likelihood; default: as many.
         threads: CPU threads; default: torch's.
         json: print JSON instead of a table.
     """

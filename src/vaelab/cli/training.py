@@ -25,7 +25,7 @@ def recipes() -> None:
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
         length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
         facts = [f"source {entry.source}", f"{length} on one CPU core"]
-        facts += [f"published (MNIST test): {published}"] if published else []
+        facts += [f"published (MNIST test): {published}" if published else "no comparable number is published"]
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")
     Console().print(table, highlight=False)
