@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
         "flat": {"latent_dim": 2},
         "dynamic": {"latent_dim": 3, "protocol": "dynamic"},
         "static": {"latent_dim": 3, "protocol": "static"},
-        "density": {"latent_dim": 3, "protocol": "static", "likelihood": "gaussian"},
+        "density": {"latent_dim": 3, "likelihood": "gaussian"},
         "fewer": {"latent_dim": 3, "validation_size": 400},
         "other-test": {"latent_dim": 3, "test_size": 200},
     }
@@ -183,7 +183,7 @@ def test_objectives_of_other_betas_are_other_quantities(scored):
 
 
 def test_a_density_is_not_compared_with_a_probability(scored):
-    """On binary pixels both are likelihoods, under one protocol; their nats differ by the measure."""
+    """On the same pixels, under one protocol: their nats differ by the measure."""
     numbers = {"negative_elbo": estimate(99.0, protocol="p"), "nll_10": estimate(98.0, protocol="p"),
                "psnr": estimate(15.0, protocol="p", unit="dB"), "rate": estimate(5.0, protocol="p")}  # fmt: skip
     (table,) = scored({"static": {"test_static": numbers}, "density": {"test_static": numbers}}).tables
@@ -562,7 +562,7 @@ def test_curves_share_axes_only_with_their_like(trained, tmp_path):
     assert titles[1:4] == [
         "digits, dynamic binarization",
         "digits, static binarization",
-        "digits, static binarization, as densities",
+        "digits, grey pixels, as densities",
     ]
     assert titles[0].startswith("digits, grey pixels, images ")
 

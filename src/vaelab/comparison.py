@@ -75,7 +75,7 @@ class Measured:
     @property
     def is_real(self) -> bool:
         """Whether p(x|z) is a density over real-valued pixels: its nats are not those of a probability."""
-        return cast(Likelihood, self.model.likelihood_head).support == "real"
+        return cast(Likelihood, self.model.likelihood_head).support in ("real", "unit")
 
     def about(self) -> dict[str, Any]:
         """What a reader must know of a run before its numbers; seconds are of training, validation included."""
@@ -218,7 +218,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _measured(name: str, path: Path) -> Measured:
     folder = RunFolder.open(path)
     config, run, history = folder.config(), folder.run, folder.history()
-    needed = {"epoch", "seconds", "validation_distortion", "validation_rate"}
+    needed = {"epoch", "seconds", "validation_distortion"}
     if not history or not all(needed <= record.keys() for record in history):
         raise FailureError(f"{path / 'history.jsonl'} is missing or incomplete: {path} cannot be compared")
     model = load_model(path)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
+from vaelab.data.guard import require_fit
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.evaluate.elbo import bound_protocol
@@ -118,7 +119,11 @@ def annealed(
 
     Returns:
         ``nll_ais``, ``ais_ess`` (in chains) and ``ais_acceptance``.
+
+    Raises:
+        UsageError: if the likelihood is none of these data.
     """
+    require_fit(model.likelihood_head, data, (split,))
     values = join([part for _, part in ais_rows(model, data, split, rows=rows, **options)])
     return summarize(values, lambda how: bound_protocol(model, data, split, how, rows), **options)
 

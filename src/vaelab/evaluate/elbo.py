@@ -11,9 +11,11 @@ import torch
 
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split
+from vaelab.data.guard import require_fit
 from vaelab.evaluate.estimate import Estimate, evaluating
+from vaelab.likelihoods import Support
 from vaelab.models import VAE
-from vaelab.objectives import ELBO, elbo_terms
+from vaelab.objectives import ELBO, terms_as_defined
 
 
 def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_samples: int = 1) -> dict[str, Estimate]:
@@ -21,7 +23,10 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
 
     ``distortion`` :math:`-E_q[\log p(x|z)]`, ``rate`` :math:`D_{KL}(q(z|x) \| p(z))`, ``negative_elbo`` their sum, and
     where :math:`\beta \ne 1` the ``objective`` distortion + beta * rate, which is no bound on anything. Where the
-    pixels have a likelihood, ``bits_per_dim`` is ``negative_elbo`` / (D log 2) for images of D pixels and channels.
+    pixels have a likelihood, ``bits_per_dim`` is ``negative_elbo`` / (D log 2) for images of D pixels and channels: the
+    customary number of 8-bit pixels where the likelihood is a mass over their 256 levels. Of a density it is another
+    number, which depends on the unit of a pixel (to that of a 0..255 scale log2 256 = 8 bits would have to be added);
+    the protocol says so. A model without a rate, as its posterior has no density, has a distortion alone.
 
     Args:
         model: the trained model.
@@ -29,12 +34,18 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
         data: the data set and its protocol.
         split: train, validation or test.
         num_samples: posterior samples per example, over which its distortion is averaged.
+
+    Raises:
+        UsageError: if the likelihood is none of these data.
     """
+    require_fit(model.likelihood_head, data, (split,))
     # Row noise makes the batch size a matter of memory alone: some ten thousand decoded images at a time.
     batch_size = max(1, min(BATCH, 10_000 // num_samples))
     with evaluating(model):
-        distortion, rate = elbo_terms(model, data.batches(split, batch_size), num_samples)
+        distortion, rate = terms_as_defined(model, data.batches(split, batch_size), num_samples)
     protocol = bound_protocol(model, data, split, f"{num_samples} posterior sample{'s' if num_samples > 1 else ''}")
+    if rate is None:
+        return {"distortion": Estimate.of(distortion, "nats", protocol)}
     values = {"negative_elbo": distortion + rate, "distortion": distortion, "rate": rate}
     if isinstance(run.objective, ELBO) and run.objective.beta != 1:
         values["objective"] = run.objective.at(math.inf).weigh(distortion, rate)
@@ -58,14 +69,22 @@ def protocol_of(data: Dataset, split: str, how: str, rows: int | None = None) ->
 
 
 def bound_protocol(model: VAE, data: Dataset, split: str, how: str, rows: int | None = None) -> str:
-    """The protocol of a bound on log p(x), with a warning where it bounds no likelihood.
+    """The protocol of a bound on log p(x): what p(x) is of, and a warning where it bounds no likelihood.
 
     Args:
         model: whose likelihood it is.
         data, split, how, rows: see ``protocol_of``.
     """
-    caveat = "" if model.is_density(binary_data=data.binary) else ", cross-entropy: not a likelihood"
+    support = model.likelihood_head.support
+    caveat = _OF_WHAT[support] if support != "binary" or data.binary else ", cross-entropy: not a likelihood"
     return protocol_of(data, split, how, rows) + caveat
+
+
+# What a bound is of, where it may be asked; of binary pixels it is the probability.
+_OF_WHAT: dict[Support, str] = {
+    "binary": "", "bytes": ", mass over 256 levels", "unit": ", density over [0, 1]",
+    "real": ", density of pixels scaled to [0, 1]",
+}  # fmt: skip
 
 
 def grey_floor(split: Split) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vaelab.compiling import compiled_log_px
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
+from vaelab.data.guard import require_fit
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate.elbo import bound_protocol
@@ -139,7 +140,11 @@ def nll(
 
     Returns:
         ``nll_k`` for each k, and ``ess`` (in samples).
+
+    Raises:
+        UsageError: if the likelihood is none of these data.
     """
+    require_fit(model.likelihood_head, data, (split,))
     parts = importance_rows(model, data, split, num_samples=num_samples, rows=rows, **options)
     values = join([part for _, part in parts])
     return summarize(values, num_samples, lambda how: bound_protocol(model, data, split, how, rows))

@@ -41,6 +41,10 @@ class Bernoulli(nn.Module):
         """The distribution of an image; ``mean`` is the picture to look at."""
         return BernoulliImage(params.float())
 
+    def start(self, mean: Tensor) -> Tensor:
+        """The logits of this mean."""
+        return mean.logit()
+
     def is_density(self, *, binary_data: bool) -> bool:
         """True on binary data, False on grey pixels."""
         return binary_data

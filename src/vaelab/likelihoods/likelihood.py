@@ -8,12 +8,17 @@ Shapes: C H W image, P parameters per channel; leading dimensions are free.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Literal, Protocol, Self
 
+import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-Support = Literal["binary", "real"]  # pixels in {0, 1}; pixels on the real line
+from vaelab.specs import Spec
+
+# Pixels in {0, 1}; reals in [0, 1]; the 256 levels v/255; reals.
+Support = Literal["binary", "unit", "bytes", "real"]
 
 
 class Likelihood(Protocol):
@@ -22,10 +27,72 @@ class Likelihood(Protocol):
     params_per_channel: int
     support: Support
 
+    @property
+    def spec(self) -> Spec:
+        """Its configuration."""
+        ...
+
     def __call__(self, params: Tensor) -> Distribution:
         """Map (*leading, P*C, H, W) to a distribution of event shape (C, H, W)."""
         ...
 
-    def is_density(self, *, binary_data: bool) -> bool:
-        """Whether ``log_prob`` of such data is the log of a normalised mass or density."""
+    def start(self, mean: Tensor) -> Tensor:
+        """Parameters (P*C, H, W) whose distribution has about this mean (C, H, W), strictly between 0 and 1."""
         ...
+
+    def is_density(self, *, binary_data: bool) -> bool:
+        """Whether ``log_prob`` of such data is the log of a normalised mass, or of a density that cannot diverge."""
+        ...
+
+
+class Pixels(Distribution, ABC):
+    """Independent pixels as one event (C, H, W), made of some tensors (*leading, C, H, W), or (*leading, P, C, H, W).
+
+    Args:
+        parameters: tensors of equal leading shape.
+        own: dimensions of one image's parameters: 3, or 4 with P.
+    """
+
+    def __init__(self, *parameters: Tensor, own: int) -> None:
+        self._parameters, self._own = parameters, own
+        batch, event = parameters[0].shape[:-own], parameters[0].shape[-3:]
+        super().__init__(batch, event, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: parameters are unbounded."""
+        return {}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Pixels in [0, 1]."""
+        return constraints.unit_interval
+
+    @abstractmethod
+    def remade(self, *parameters: Tensor) -> Self:
+        """The same distribution of other parameters."""
+
+    @abstractmethod
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        """Log-probabilities (*leading, C, H, W), in nats."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability (*leading) of images (*leading, C, H, W) or of any shape that broadcasts, in nats."""
+        return self.log_prob_of_pixels(value).sum((-3, -2, -1))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same distribution with more leading dimensions."""
+        return self.remade(*(p.expand(*batch_shape, *p.shape[-self._own :]) for p in self._parameters))
+
+    @torch.no_grad()
+    def uniform(self, sample_shape: Any) -> Tensor:
+        """Uniform numbers strictly between 0 and 1 (*sample_shape, *leading, C, H, W), by torch's global generator."""
+        like = self._parameters[0]
+        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+        eps = torch.finfo(u.dtype).eps
+        return u.clamp(eps / 2, 1 - eps)
+
+
+def by_channel(params: Tensor, *counts: int) -> Tensor:
+    """(*leading, P*C, H, W) as (*leading, *counts, C, H, W) in fp32, where P is the product of the counts."""
+    return params.float().reshape(*params.shape[:-3], *counts, -1, *params.shape[-2:])
