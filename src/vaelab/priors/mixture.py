@@ -1,4 +1,4 @@
-"""Mixtures of diagonal normals: learned, or made of the posteriors of learned images.
+"""Mixtures of normals: learned, or made of the posteriors of learned images.
 
 Shapes: M components, D latent dimensions, C H W image; leading dimensions are free.
 """
@@ -21,39 +21,55 @@ from vaelab.specs import Shape
 
 @final
 class NormalMixture(Distribution):
-    r"""A mixture of M diagonal normals, :math:`p(z) = \sum_m \pi_m N(z; \mu_m, \mathrm{diag}(\sigma_m^2))`.
+    r"""A mixture of M normals, :math:`p(z) = \sum_m \pi_m N(z; \mu_m, (P_m^T P_m)^{-1})`.
 
-    As ``torch.distributions.MixtureSameFamily``, but scored by two matrix products in place of an (N, M, D) tensor: the
-    log-density of each component is linear in :math:`(z, z^2)`.
+    As ``torch.distributions.MixtureSameFamily``, but diagonal components are scored by two matrix products in place of
+    an (N, M, D) tensor: the log-density of each is linear in :math:`(z, z^2)`.
 
     Args:
         logits: (M,), of the weights, up to a constant.
-        loc, log_scale: (M, D).
+        loc: (M, D).
+        log_scale: (M, D), minus the logarithm of the diagonal of :math:`P_m`, which is lower triangular.
+        lower: (M, D, D), of which what is below the diagonal is that of :math:`P_m`; None: nothing, the components'
+            dimensions are independent and exp(log_scale) their standard deviations.
 
     Note:
         Multiplying out :math:`(z - \mu)^2` costs digits where scales are small beside the spread of the means: some
-        1e-3 nats in fp32 at a ratio of 100. In float64 it is exact to 1e-9.
+        1e-3 nats in fp32 at a ratio of 100. In float64 it is exact to 1e-9. Full components are scored without it.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-    support = constraints.real_vector
-
-    def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+    def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor, lower: Tensor | None = None) -> None:
         super().__init__(torch.Size(), loc.shape[-1:], validate_args=False)  # pyright: ignore[reportUnknownMemberType]
         self.log_weights = logits - logits.logsumexp(-1)
         self.loc, self.log_scale = loc, log_scale
+        # Factors of inverse covariances: scores, which are asked for far more often than draws, are products.
+        self.whitening = None if lower is None else lower.tril(-1) + torch.diag_embed(torch.exp(-log_scale))
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Of no parameter: nothing is checked here."""
+        return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*leading) of latents (*leading, D), in nats."""
         # A product in bf16 would lose the difference of two squares.
         with torch.autocast(value.device.type, enabled=False):
-            centre = self.loc.mean(0)
-            z, mean, precision = value - centre, self.loc - centre, torch.exp(-2 * self.log_scale)
-            constant = self.log_weights - self.log_scale.sum(-1) - 0.5 * (mean.square() * precision).sum(-1)
-            flat = z.reshape(-1, z.shape[-1])
-            by_component = torch.cat([flat, flat.square()], 1) @ torch.cat([mean * precision, -0.5 * precision], 1).mT
-            log_p = torch.logsumexp(by_component + constant, -1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
-            return log_p.reshape(z.shape[:-1])
+            flat = value.reshape(-1, value.shape[-1])
+            squares = self._diagonal(flat) if self.whitening is None else self._full(flat, self.whitening)
+            constant = self.log_weights - self.log_scale.sum(-1)
+            log_p = torch.logsumexp(squares + constant, -1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+            return log_p.reshape(value.shape[:-1])
+
+    def _diagonal(self, flat: Tensor) -> Tensor:
+        """Minus half the squared distance of latents (N, D) from each mean, in its scales, (N, M)."""
+        centre = self.loc.mean(0)
+        z, mean, precision = flat - centre, self.loc - centre, torch.exp(-2 * self.log_scale)
+        constant = -0.5 * (mean.square() * precision).sum(-1)
+        return torch.cat([z, z.square()], 1) @ torch.cat([mean * precision, -0.5 * precision], 1).mT + constant
+
+    def _full(self, flat: Tensor, whitening: Tensor) -> Tensor:
+        r"""The same for full components: minus half the square of :math:`P_m (z - \mu_m)`."""
+        return -0.5 * ((flat - self.loc[:, None]) @ whitening.mT).square().sum(-1).mT
 
     @property
     def mean(self) -> Tensor:
@@ -63,28 +79,35 @@ class NormalMixture(Distribution):
     @property
     def variance(self) -> Tensor:
         """(D,)."""
-        second = self.log_weights.exp() @ (self.loc.square() + torch.exp(2 * self.log_scale))
-        return second - self.mean.square()
+        root = torch.diag_embed(self.log_scale.exp()) if self.whitening is None else _inverse(self.whitening)
+        within = root.square().sum(-1)
+        return self.log_weights.exp() @ (self.loc.square() + within) - self.mean.square()
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw (*sample_shape, D) by torch's global generator."""
         with torch.no_grad():
             component = Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
-            loc, scale = self.loc[component], self.log_scale[component].exp()
-            return loc + scale * torch.randn_like(loc)
+            return self._placed(component, torch.randn_like(self.loc[component]))
 
     def rsample_from(self, noise: Noise, count: int) -> Tensor:
         """Draw (count, D); differentiable in means and scales, not in the weights."""
         share = self.log_weights.exp().cumsum(0)
         u = noise.uniform("component", (count,)).to(share) * share[-1]
         component = torch.searchsorted(share.detach(), u).clamp(max=len(share) - 1)
-        eps = noise.normal("prior", (count, *self.event_shape))
-        return self.loc[component] + self.log_scale[component].exp() * eps
+        return self._placed(component, noise.normal("prior", (count, *self.event_shape)))
+
+    def _placed(self, component: Tensor, eps: Tensor) -> Tensor:
+        """Standard normal numbers (*leading, D), as draws of these components (*leading)."""
+        loc = self.loc[component]
+        if self.whitening is None:
+            return loc + self.log_scale[component].exp() * eps
+        with torch.autocast(eps.device.type, enabled=False):
+            return loc + (_inverse(self.whitening)[component] @ eps[..., None])[..., 0]
 
 
 @final
 class MixturePrior(nn.Module):
-    r"""A learned mixture of M diagonal normals.
+    r"""A learned mixture of M normals, with diagonal or full covariances.
 
     Args:
         spec: the configuration.
@@ -94,6 +117,8 @@ class MixturePrior(nn.Module):
     Reference:
         Dilokthanakul et al. (2017), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
         https://arxiv.org/abs/1611.02648 (a mixture in latent space; here without its second layer)
+        Ghosh et al. (2020), From Variational to Deterministic Autoencoders, section 4 (full covariances, fitted after
+        the training). https://arxiv.org/abs/1903.12436
     """
 
     space: Space = "real"
@@ -102,13 +127,26 @@ class MixturePrior(nn.Module):
     def __init__(self, spec: specs.Mixture, head: Head, shape: Shape) -> None:
         super().__init__()
         self.spec = spec
+        size = (spec.num_components, head.latent_dim)
         self.logits = nn.Parameter(torch.zeros(spec.num_components))
-        self.loc = nn.Parameter(torch.randn(spec.num_components, head.latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(spec.num_components, head.latent_dim))
+        self.loc = nn.Parameter(torch.randn(size))
+        self.log_scale = nn.Parameter(torch.zeros(size))
+        full = spec.covariance == "full"
+        self.lower = nn.Parameter(torch.zeros(*size, head.latent_dim)) if full else None
+
+    def start_at(self, weights: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+        """Become the mixture with these weights (M,), means (M, D) and Cholesky factors of covariances (M, D, D)."""
+        log_scale = torch.diagonal(scale_tril, dim1=-2, dim2=-1).log()
+        pairs = [(self.logits, weights.log()), (self.loc, loc), (self.log_scale, log_scale)]
+        if self.lower is not None:
+            pairs.append((self.lower, _inverse(scale_tril).tril(-1)))
+        with torch.no_grad():
+            for parameter, values in pairs:
+                parameter.copy_(values)
 
     def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
         """The distribution, of event shape (D,)."""
-        return NormalMixture(self.logits, self.loc, self.log_scale)
+        return NormalMixture(self.logits, self.loc, self.log_scale, self.lower)
 
 
 @final
@@ -149,5 +187,12 @@ class VampPrior(nn.Module):
         if not isinstance(components, NormalPosterior):
             raise TypeError(f"--prior vamp is made of normal posteriors, not of {type(components).__name__}: "
                             "--posterior diagonal-normal has them")  # fmt: skip
-        loc, log_scale = components.loc, cast(Tensor, components.log_scale)
+        loc, log_scale = components.loc, components.log_scale
         return NormalMixture(loc.new_zeros(len(loc)), loc, log_scale)
+
+
+def _inverse(triangular: Tensor) -> Tensor:
+    """Of lower triangular matrices (M, D, D)."""
+    identity = torch.eye(triangular.shape[-1], dtype=triangular.dtype, device=triangular.device)
+    solve = cast(Any, torch.linalg.solve_triangular)  # pyright: ignore[reportUnknownMemberType]
+    return solve(triangular, identity.expand_as(triangular), upper=False)

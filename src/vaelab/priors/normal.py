@@ -11,7 +11,7 @@ from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownV
 
 from vaelab import specs
 from vaelab.divergences import kl_to_standard_normal
-from vaelab.posteriors import Head, NormalPosterior, Space
+from vaelab.posteriors import FullNormalPosterior, Head, NormalPosterior, Space
 from vaelab.priors.prior import Encode
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
@@ -59,3 +59,11 @@ class UnitNormal(Independent):  # pyright: ignore[reportMissingTypeArgument]
 @register_kl(NormalPosterior, UnitNormal)
 def _kl(q: NormalPosterior, p: UnitNormal) -> Tensor:  # pyright: ignore[reportUnusedFunction]
     return kl_to_standard_normal(q.loc, q.log_scale)
+
+
+@register_kl(FullNormalPosterior, UnitNormal)
+def _kl_full(q: FullNormalPosterior, p: UnitNormal) -> Tensor:  # pyright: ignore[reportUnusedFunction]
+    factor = q.scale_tril
+    log_scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    # The trace of L L^T is the sum of the squares of all entries of L.
+    return 0.5 * (q.loc.square().sum(-1) + factor.square().sum((-2, -1)) - q.loc.shape[-1]) - log_scale

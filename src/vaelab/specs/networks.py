@@ -58,3 +58,31 @@ class ConvDecoder(Spec):
     hidden_dims: tuple[int, ...] = option((), "units of fully connected layers before the convolutions")
     batch_norm: bool = option(False, "batch normalisation after each transposed convolution but the last")
     activation: Activation = option("relu", "non-linearity between layers")
+
+
+@final
+@dataclass(frozen=True)
+class ResidualEncoder(Spec):
+    """4x4 convolutions of stride 2, each halving the image, then residual blocks; no dense layer."""
+
+    part: ClassVar[str] = "vaelab.networks:ResidualEncoder"
+    word: ClassVar[str] = "residual"
+    conv_channels: tuple[int, ...] = option((32, 64), "channels of each stride-2 convolution")
+    residual_blocks: int = option(2, "residual blocks after the convolutions")
+    residual_channels: int = option(32, "channels between the two convolutions of a block")
+
+
+@final
+@dataclass(frozen=True)
+class ResidualDecoder(Spec):
+    """Residual blocks, then 4x4 transposed convolutions of stride 2 back to the exact image size.
+
+    ``conv_channels`` is in the order of the flow: (64, 32) ends in an image made from 32 channels.
+    """
+
+    part: ClassVar[str] = "vaelab.networks:ResidualDecoder"
+    word: ClassVar[str] = "residual"
+    conv_channels: tuple[int, ...] = option((64, 32), "channels that enter each transposed convolution")
+    residual_blocks: int = option(2, "residual blocks before the transposed convolutions")
+    residual_channels: int = option(32, "channels between the two convolutions of a block")
+    from_grid: bool = option(False, "read latents as channels of the smallest resolution, without a dense layer")

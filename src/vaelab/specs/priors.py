@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from vaelab.specs.spec import Spec, option
 
@@ -20,11 +20,12 @@ class StandardNormal(Spec):
 @final
 @dataclass(frozen=True)
 class Mixture(Spec):
-    """Prior that is a learned mixture of diagonal normals."""
+    """Prior that is a learned mixture of normals."""
 
     part: ClassVar[str] = "vaelab.priors:MixturePrior"
     word: ClassVar[str] = "mixture"
     num_components: int = option(10, "components of the mixture")
+    covariance: Literal["diagonal", "full"] = option("diagonal", "of a component: independent dimensions, or any")
 
 
 @final
@@ -35,3 +36,54 @@ class VampPrior(Spec):
     part: ClassVar[str] = "vaelab.priors:VampPrior"
     word: ClassVar[str] = "vamp"
     num_components: int = option(500, "pseudo-inputs, each with a component of the mixture")
+
+
+@final
+@dataclass(frozen=True)
+class UniformCodes(Spec):
+    """Prior of codes: at each site every vector of the codebook is equally likely."""
+
+    part: ClassVar[str] = "vaelab.priors:UniformCodes"
+    word: ClassVar[str] = "uniform-codes"
+
+
+@final
+@dataclass(frozen=True)
+class UniformCategories(Spec):
+    """Prior of one-hot latents: at each site every class is equally likely."""
+
+    part: ClassVar[str] = "vaelab.priors:UniformCategories"
+    word: ClassVar[str] = "uniform-categories"
+
+
+@final
+@dataclass(frozen=True)
+class FlowPrior(Spec):
+    """Prior that a learned normalising flow makes of N(0, I)."""
+
+    part: ClassVar[str] = "vaelab.priors:FlowPrior"
+    word: ClassVar[str] = "flow"
+    flow_kind: Literal["coupling", "maf", "nsf"] = option(
+        "maf", "transforms: affine coupling, affine autoregressive, or autoregressive splines"
+    )
+    num_transforms: int = option(4, "transforms, one after the other")
+    hidden_dims: tuple[int, ...] = option((128, 128), "units of each hidden layer of a transform's network")
+
+
+@final
+@dataclass(frozen=True)
+class UniformSphere(Spec):
+    """Prior that is uniform on the unit sphere (for --posterior vmf)."""
+
+    part: ClassVar[str] = "vaelab.priors:UniformSphere"
+    word: ClassVar[str] = "uniform-sphere"
+
+
+@final
+@dataclass(frozen=True)
+class TwoStage(Spec):
+    """Prior that is a second, small VAE on the latents of the first: fitted by ``vaelab refit``, without a density."""
+
+    part: ClassVar[str] = "vaelab.priors:TwoStage"
+    word: ClassVar[str] = "two-stage"
+    stage_hidden_dims: tuple[int, ...] = option((512, 512), "units of each hidden layer of the second VAE's networks")

@@ -1,0 +1,213 @@
+"""Latents that are vectors of a codebook.
+
+Shapes: K samples, B batch, F features, S sites (h w), M codes, C dimensions of a code, D = C S latent dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from vaelab import specs
+from vaelab.distributed import Team
+from vaelab.errors import UsageError
+from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.runtime import Noise
+
+
+@final
+class CodePosterior(Distribution):
+    """All mass on one code at each site, so that the log-mass of what is drawn is 0.
+
+    Args:
+        loc: (B, D), the codes' vectors, channels first (C, S); straight through backwards.
+        codes: (B, S), their numbers.
+        penalty: (B,), the commitment.
+    """
+
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, codes: Tensor, penalty: Tensor | None) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        self.loc, self.codes, self.penalty = loc, codes, penalty
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: what it is made of is checked where it is made."""
+        return {}
+
+    @property
+    def mean(self) -> Tensor:
+        """The codes' vectors."""
+        return self.loc
+
+    @property
+    def center(self) -> Tensor:
+        """The codes' vectors."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """0."""
+        return torch.zeros_like(self.loc)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CodePosterior:
+        """The same distribution with more leading dimensions."""
+        penalty = None if self.penalty is None else self.penalty.expand(*batch_shape)
+        codes = self.codes.expand(*batch_shape, self.codes.shape[-1])
+        return CodePosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]), codes, penalty)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-mass (*leading) of latents (*leading, D): 0 for these very vectors, else minus infinity."""
+        same = (value == self.loc).all(-1)
+        return torch.where(same, 0.0, -math.inf)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The codes' vectors, repeated."""
+        return self.loc.expand(*sample_shape, *self.loc.shape)
+
+    def rsample_and_log_prob(
+        self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
+    ) -> tuple[Tensor, LogDensity]:
+        """The codes' vectors, repeated, with log-mass 0; no noise is drawn."""
+        z = self.rsample(shape)
+        return z, lambda: z.new_zeros(z.shape[:-1])
+
+
+@final
+class VectorQuantized(nn.Module):
+    r"""Head of an encoder: each site of a grid takes the closest vector of a learned codebook.
+
+    A linear map of a site's features gives :math:`z_e`; its code is :math:`e = \arg\min_k |z_e - e_k|^2`. Forwards
+    :math:`z = e`, backwards z counts as :math:`z_e` (straight through). The posterior's penalty is the commitment,
+    :math:`\gamma \sum |z_e - \mathrm{sg}(e)|^2` over sites and dimensions.
+
+    The codebook has no gradient: it is made of moving averages of the encoder's outputs, with decay :math:`\lambda`.
+    With :math:`n_k` the share of a step's vectors whose code is k, and :math:`s_k` their sum over the count of all,
+
+    .. math:: N_k \leftarrow \lambda N_k + (1 - \lambda) n_k, \quad m_k \leftarrow \lambda m_k + (1 - \lambda) s_k,
+        \quad e_k = m_k / N_k.
+
+    A forward pass in training mode only notes what it saw; ``follow``, after the optimizer's step, moves the codebook.
+    So a draw changes no later draw, a step that fails changes nothing, and every process has the same codebook.
+
+    Args:
+        spec: the configuration.
+        in_features: F, read as (F / S, h, w), channels first, as convolutions give them.
+
+    Raises:
+        UsageError: if F is no multiple of S.
+
+    Note:
+        The paper's averages are of counts and sums; shares and means are the same up to a factor that cancels in
+        :math:`e_k`, and the mean over processes is then that of the whole batch. Codes that are next to unused
+        (:math:`M N_k` below ``restart_below``) are set to outputs of the encoder, which the paper does not do. The
+        commitment is summed, in nats beside log p(x|z) of an image, where the authors' code takes means of both.
+
+    Reference:
+        van den Oord, Vinyals & Kavukcuoglu (2017), Neural Discrete Representation Learning, section 3.2 and appendix
+        A.1. https://arxiv.org/abs/1711.00937
+    """
+
+    space: Space = "codes"
+    codebook: Tensor
+    share: Tensor
+    total: Tensor
+    seen: Tensor
+
+    def __init__(self, spec: specs.VectorQuantized, in_features: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.sites = math.prod(spec.grid)
+        channels, rest = divmod(in_features, max(1, self.sites))
+        if rest or not channels:
+            height, width = spec.grid
+            raise UsageError(
+                f"--grid {height} {width}: the encoder's {in_features} features are no multiple of {self.sites} sites; "
+                "choose the height and width at which its convolutions end"
+            )
+        self.latent_dim = spec.code_dim * self.sites
+        self.to_code = nn.Conv2d(channels, spec.code_dim, 1)
+        self.register_buffer("codebook", torch.randn(spec.num_codes, spec.code_dim))
+        self.register_buffer("share", torch.empty(spec.num_codes))
+        self.register_buffer("total", torch.empty(spec.num_codes, spec.code_dim))
+        # Of the last batch, for each code: its share, the sum of its vectors, and a vector to restart it at.
+        self.register_buffer("seen", torch.zeros(spec.num_codes, 1 + 2 * spec.code_dim), persistent=False)
+        self._start(self.codebook)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> CodePosterior:
+        """The posterior of each example."""
+        z_e = self._sites(features)
+        codes = nearest(z_e, self.codebook)
+        e = self.codebook[codes]
+        if self.training:
+            self._note(z_e.detach().flatten(0, 1), codes.flatten())
+        penalty = self.spec.commitment * (z_e - e).square().sum((1, 2))
+        # In these brackets: the forward value is the code itself, to the last bit.
+        z = e + (z_e - z_e.detach())
+        return CodePosterior(z.mT.flatten(1), codes, penalty)
+
+    def start_at(self, features: Float[Tensor, "B F"]) -> None:
+        """Set the codes to what some images' features give, one after the other, from a site that wanders."""
+        with torch.no_grad():
+            z_e = self._sites(features)
+            row = torch.arange(len(self.codebook), device=z_e.device)
+            self._start(z_e[row % len(z_e), (row + row // len(z_e)) % self.sites])
+
+    def follow(self, team: Team) -> None:
+        """Move the codebook to what the last training batch showed, that of all processes together."""
+        with torch.no_grad():
+            seen, half = self.seen.clone(), 1 + self.spec.code_dim
+            # Each restart comes from one process: the mean with the others' zeros, times their number.
+            mine = torch.arange(len(seen), device=seen.device) % team.world == team.rank
+            seen[:, half:] *= team.world * mine[:, None]
+            team.average_(seen)
+            share, total, restart = seen[:, 0], seen[:, 1:half], seen[:, half:]
+            self.share.lerp_(share, 1 - self.spec.codebook_decay)
+            self.total.lerp_(total, 1 - self.spec.codebook_decay)
+            even = 1 / len(self.share)
+            dead = self.share < self.spec.restart_below * even
+            self.share.masked_fill_(dead, even)
+            self.total.copy_(torch.where(dead[:, None], even * restart, self.total))
+            # A code that was never seen keeps its place: 0 / 0 has none.
+            tiny = torch.finfo(self.share.dtype).tiny
+            moved = self.total / self.share.clamp(min=tiny)[:, None]
+            self.codebook.copy_(torch.where(self.share[:, None] > tiny, moved, self.codebook))
+
+    def _sites(self, features: Tensor) -> Tensor:
+        """(B, S, C), the vectors of every site."""
+        height, width = self.spec.grid
+        z_e = self.to_code(features.reshape(-1, self.to_code.in_channels, height, width))
+        return z_e.float().flatten(2).mT
+
+    def _start(self, vectors: Tensor) -> None:
+        with torch.no_grad():
+            self.codebook.copy_(vectors)
+            self.share.fill_(1 / len(vectors))
+            self.total.copy_(vectors / len(vectors))
+
+    def _note(self, vectors: Tensor, codes: Tensor) -> None:
+        """Note what (N, C) vectors with these codes (N,) say of each code."""
+        with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+            count = len(self.codebook)
+            # A product, not a scattered sum: the same bits each time, on every device and by compiled code.
+            chosen = (codes == torch.arange(count, device=codes.device)[:, None]).to(vectors.dtype) / len(codes)
+            # Evenly spaced over a batch that comes in random order.
+            spread = torch.arange(count, device=codes.device) * len(codes) // count
+            self.seen.copy_(torch.cat([chosen.sum(1, keepdim=True), chosen @ vectors, vectors[spread]], 1))
+
+
+def nearest(vectors: Float[Tensor, "*leading C"], codebook: Float[Tensor, "M C"]) -> Int[Tensor, "*leading"]:
+    r"""The number of the closest code of each vector, the first of equally close ones.
+
+    :math:`|z - e|^2 = |z|^2 - 2 z \cdot e + |e|^2` by one matrix product in fp32; the first term decides nothing.
+    """
+    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        flat = vectors.reshape(-1, vectors.shape[-1]).to(codebook.dtype)
+        score = torch.addmm(-0.5 * codebook.square().sum(1), flat, codebook.mT)
+        return score.argmax(1).reshape(vectors.shape[:-1])
