@@ -22,9 +22,10 @@ from torch.distributions import Distribution
 from vaelab.data.datasets import BATCH, EVALUATION_SEED, Dataset
 from vaelab.divergences import kl_of_dimensions, log_mean_exp
 from vaelab.errors import FailureError, UsageError
-from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE, Batch
 from vaelab.posteriors import NormalPosterior, Posterior
+from vaelab.priors import NoDensityError
 from vaelab.runtime import RowNoise
 
 Array = NDArray[np.float64]
@@ -47,7 +48,7 @@ class Encoded(NamedTuple):
     qz: Distribution
     z: Tensor
     log_qz: Tensor | None
-    log_pz: Tensor
+    log_pz: Tensor | None
     rate: Tensor | None
     y: Tensor | None
 
@@ -61,7 +62,7 @@ class Codes:
         z: (N, D), the draw that the ELBO of one sample is made of.
         z_prior: (N, D), as many draws from the prior, always the same ones.
         log_qz: (N,), log q(z|x) at each example's own draw; None where it is undefined.
-        log_pz: (N,), log p(z) at the same.
+        log_pz: (N,), log p(z) at the same; None where it is undefined.
         rate: (N, D), the KL of each dimension; None unless posterior and prior are products over dimensions whose KL
             is known.
         y: (N,), class numbers, or None.
@@ -71,7 +72,7 @@ class Codes:
     z: Array
     z_prior: Array
     log_qz: Array | None
-    log_pz: Array
+    log_pz: Array | None
     rate: Array | None
     y: NDArray[np.int64] | None
     batches: tuple[Encoded, ...]
@@ -122,33 +123,24 @@ def encode(model: VAE, data: Dataset, split: str, *, limit: int | None = None, b
     if count < 1:
         raise UsageError(f"no image of {data.name} {split} to encode: limit {limit}, {len(data.split(split))} images")
     device = data.train.device
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            pz = model.prior()
-            batches = tuple(
-                _encode(model, pz, data.scored(split, rows), RowNoise(EVALUATION_SEED, rows.start, device))
-                for rows in (slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
-            )
-            z_prior = _sample(pz, count, device)
-    finally:
-        model.train(training)
+    with evaluating(model):
+        pz = model.prior()
+        batches = tuple(
+            _encode(model, pz, data.scored(split, rows), RowNoise(EVALUATION_SEED, rows.start, device))
+            for rows in (slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
+        )
+        z_prior = _sample(pz, count, device)
     z = _joined(batch.z for batch in batches)
     if not np.isfinite(z).all():
         raise FailureError(f"not all latents of {data.name} {split} are finite: the model has diverged")
     log_qz = [batch.log_qz for batch in batches if batch.log_qz is not None]
+    log_pz = [batch.log_pz for batch in batches if batch.log_pz is not None]
     rate = [batch.rate for batch in batches if batch.rate is not None]
     y = [batch.y for batch in batches if batch.y is not None]
     return Codes(
-        z=z,
-        z_prior=z_prior,
-        log_qz=_joined(log_qz) if log_qz else None,
-        log_pz=_joined(batch.log_pz for batch in batches),
-        rate=_joined(rate) if rate else None,
-        y=torch.cat(y).cpu().numpy() if y else None,
-        batches=batches,
-    )
+        z=z, z_prior=z_prior, log_qz=_joined(log_qz) if log_qz else None, log_pz=_joined(log_pz) if log_pz else None,
+        rate=_joined(rate) if rate else None, y=torch.cat(y).cpu().numpy() if y else None, batches=batches,
+    )  # fmt: skip
 
 
 # --- information ----------------------------------------------------------------------------------------------------
@@ -205,6 +197,8 @@ def aggregate_kl(codes: Codes, protocol: str) -> Estimate:
     note = ": saturated" if saturated(mutual_information(codes, protocol)) else ""
     cap = f"at least the rate less log N = {math.log(len(codes)):.2f}{note}"
     about = f"{protocol}, aggregate of N={len(codes):,} codes, {cap}"
+    if codes.log_pz is None:
+        raise TypeError("the KL from the prior is undefined for this model: its prior has no density")
     return Estimate.of(codes.log_agg_qz - codes.log_pz, "nats", about)
 
 
@@ -360,7 +354,10 @@ def _encode(model: VAE, pz: Distribution, batch: Batch, noise: RowNoise) -> Enco
         raise TypeError(f"codes are vectors, and this model's latents have the shape {tuple(z.shape[1:])}")
     log_qz = None if log_density is None else log_density()[0]
     rate = kl_of_dimensions(qz, pz)
-    log_pz = pz.log_prob(z)
+    try:
+        log_pz = pz.log_prob(z)
+    except NoDensityError:
+        log_pz = None
     if isinstance(qz, NormalPosterior):
         # The draw stays what the model made of it; from here on, nothing more is rounded.
         qz, z = NormalPosterior(qz.loc.cpu().double(), qz.log_scale.cpu().double()), z.cpu().double()

@@ -1,0 +1,76 @@
+"""All that is reported of a model's codes, as far as it is defined for that model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from vaelab.data.datasets import Dataset
+from vaelab.evaluate import latents
+from vaelab.evaluate.codebook import codebook_usage
+from vaelab.evaluate.elbo import protocol_of
+from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.latents import Codes
+from vaelab.models import VAE
+
+
+@final
+@dataclass(frozen=True)
+class Overview:
+    """What is known of a split's codes.
+
+    Args:
+        metrics: by name.
+        per_dimension: lists with a number for each latent dimension, or each code of a codebook; None where unknown.
+        left_out: what is undefined for this model, a sentence each.
+    """
+
+    metrics: Mapping[str, Estimate]
+    per_dimension: Mapping[str, list[Any] | None]
+    left_out: list[str] = field(default_factory=list)
+
+
+def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
+    """Measure the codes of a split.
+
+    Args:
+        model: the trained model; of one with a codebook, the codebook's use is what there is to say.
+        data, split: what is encoded.
+        limit: the first so many images, where it is not a count of codes.
+    """
+    if model.space == "codes":
+        return _of_codebook(model, data, split)
+    codes = latents.encode(model, data, split, limit=limit)
+    protocol = protocol_of(data, split, "1 posterior sample", limit)
+    defined: dict[str, Callable[[Codes, str], Estimate]] = {
+        "active_units": latents.active_units,
+        "mutual_information": latents.mutual_information,
+        "aggregate_kl": latents.aggregate_kl,
+        "two_sample_accuracy": latents.two_sample_test,
+    }
+    metrics: dict[str, Estimate] = {}
+    reasons: dict[str, list[str]] = {}
+    for name, measure in defined.items():
+        try:
+            metrics[name] = measure(codes, protocol)
+        except TypeError as error:
+            reasons.setdefault(str(error), []).append(name.replace("_", " ").replace("kl", "KL"))
+    if data.train.y is not None:
+        metrics |= latents.probes(latents.encode(model, data, "train"), codes, protocol)
+    moments = latents.moments(codes)
+    dimensions = {
+        "rate": None if codes.rate is None else codes.rate.mean(0).tolist(),
+        "variance_of_means": latents.variance_of_means(codes).tolist(),
+        "mean": moments.mean.tolist(),
+        "variance": moments.variance.tolist(),
+    }
+    return Overview(metrics, dimensions, [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()])
+
+
+def _of_codebook(model: VAE, data: Dataset, split: str) -> Overview:
+    usage = codebook_usage(model, data, split)
+    protocol = protocol_of(data, split, "codes of all sites")
+    metrics = {"perplexity": usage.perplexity(protocol), "codes_used": usage.used(protocol)}
+    why = "Latents are codes of a codebook: no active units, mutual information, aggregate KL, two-sample test, probes."
+    return Overview(metrics, {"code_counts": usage.counts.tolist()}, [why])

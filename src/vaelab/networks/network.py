@@ -1,0 +1,89 @@
+"""What a VAE needs of an encoder and of a decoder, and what all networks are made with.
+
+Shapes: B batch, N any number of latent vectors, C H W image, P parameters per channel, D latent dimensions, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vaelab.errors import UsageError
+from vaelab.specs import Activation, Shape
+
+MIN_SIDE = 8
+
+
+class Encoder(Protocol):
+    """What a VAE needs of an encoder: ``out_features`` features of a batch of images."""
+
+    out_features: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) in [0, 1] to (B, F)."""
+        ...
+
+
+class Decoder(Protocol):
+    """What a VAE needs of a decoder."""
+
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer's bias to these parameters (P*C, H, W), or as near as it can come."""
+        ...
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Map (N, D) to the pixels' parameters (N, P*C, H, W)."""
+        ...
+
+
+def initialise(model: nn.Module) -> None:
+    r"""Glorot's initial weights, uniform in :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`, and biases of 0.
+
+    From torch's global generator, as torch's own initial weights.
+
+    Reference:
+        Glorot & Bengio (2010), Understanding the difficulty of training deep feedforward neural networks, eq. 16.
+        https://proceedings.mlr.press/v9/glorot10a.html
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def set_bias(layer: nn.Module, values: Tensor) -> None:
+    """Set a layer's bias to these numbers."""
+    bias = layer.bias
+    assert isinstance(bias, Tensor)
+    with torch.no_grad():
+        bias.copy_(values)
+
+
+def dense_layers(dims: Sequence[int], activation: Activation) -> list[nn.Module]:
+    """A linear layer and a non-linearity from each of these widths to the next."""
+    pairs = zip(dims[:-1], dims[1:], strict=True)
+    wide = 2 if activation == "gated" else 1  # a gate halves what it is given
+    return [
+        layer for fan_in, fan_out in pairs for layer in (nn.Linear(fan_in, wide * fan_out), nonlinearity(activation))
+    ]
+
+
+def nonlinearity(name: Activation, of: Literal["dense layers", "convolutions"] = "dense layers") -> nn.Module:
+    """The layer of that name.
+
+    Raises:
+        UsageError: for a gate over convolutions, whose channels it would not halve but their width.
+    """
+    if name == "gated" and of == "convolutions":
+        raise UsageError("--activation gated is for dense layers (--encoder mlp): convolutions take relu, silu, ...")
+    return {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU, "gated": nn.GLU}[name]()
+
+
+def check_sides(shape: Shape) -> None:
+    """Refuse images that are too small, with a ``UsageError``."""
+    if min(shape[1:]) < MIN_SIDE:
+        raise UsageError(f"images of {shape[1]}x{shape[2]} are too small: both sides must be at least {MIN_SIDE}")
