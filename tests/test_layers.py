@@ -9,7 +9,7 @@ ROOT = Path(vaelab.__file__).parent
 
 LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
-    {"networks", "likelihoods", "priors", "posteriors"},
+    {"networks", "flows", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
     {
         "compiling",
@@ -35,6 +35,7 @@ LAYERS = [
         "explorer",
         "extractors",
         "measure",
+        "refit",
         "reproduce",
         "comparison",
         "tuning",

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import vaelab as v
-from vaelab import stepping
+from vaelab import specs, stepping
 from vaelab.cli import main
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
-from vaelab.objectives import ELBO
+from vaelab.objectives import ELBO, IWAE, DReG
 from vaelab.recipes import recipe
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
@@ -41,6 +41,12 @@ RUNS = {
         encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.1,
         decoder_hidden_dims=(16,), augment_prob=0.5, ema_decay=0.9,
     ),
+    # More samples as it goes (a graph for each count), of two groups at once, and a prior that is made of posteriors.
+    "growing-iwae": override(
+        MLP, objective=IWAE(3, warm_samples=(1, 2), warm_epochs=(1, 1), elbo_share=0.1), prior=specs.VampPrior(5),
+        protocol="dynamic", precision="fp32",
+    ),
+    "dreg": override(MLP, objective=DReG(3), protocol="dynamic", precision="fp32"),
 }  # fmt: skip
 
 
@@ -71,8 +77,11 @@ def test_compiled_and_plain_steps_take_the_same_way(name):
     assert not torch.equal(compiled.terms, plain.terms), "nothing was compiled"
     for (key, a), b in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5, msg=key)
-    states = (trainer.optimizers["model"].state_dict()["state"] for trainer in (plain, compiled))
-    for a, b in zip(*(state.values() for state in states), strict=True):
+    states = (
+        [state for optimizer in trainer.optimizers.values() for state in optimizer.state_dict()["state"].values()]
+        for trainer in (plain, compiled)
+    )
+    for a, b in zip(*states, strict=True):
         assert a["step"] == b["step"] == 20
         torch.testing.assert_close(b["exp_avg"], a["exp_avg"], rtol=1e-2, atol=1e-4)
         torch.testing.assert_close(b["exp_avg_sq"], a["exp_avg_sq"], rtol=1e-2, atol=1e-6)

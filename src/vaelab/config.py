@@ -18,14 +18,24 @@ from vaelab import objectives, specs
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.specs import option
 
-Encoder = specs.MLPEncoder | specs.ConvEncoder
-Decoder = specs.MLPDecoder | specs.ConvDecoder
-Posterior = specs.DiagonalNormal
-Prior = specs.StandardNormal | specs.Mixture | specs.VampPrior
-Likelihood = specs.Bernoulli | specs.Gaussian
+Encoder = specs.MLPEncoder | specs.ConvEncoder | specs.ResidualEncoder
+Decoder = specs.MLPDecoder | specs.ConvDecoder | specs.ResidualDecoder
+Posterior = (
+    specs.DiagonalNormal | specs.FullNormal | specs.PlanarFlow | specs.RadialFlow | specs.IAF | specs.VonMisesFisher
+    | specs.VectorQuantized | specs.GumbelSoftmax | specs.Deterministic
+)  # fmt: skip
+Prior = (
+    specs.StandardNormal | specs.Mixture | specs.VampPrior | specs.FlowPrior | specs.UniformSphere
+    | specs.UniformCodes | specs.UniformCategories | specs.TwoStage
+)  # fmt: skip
+Likelihood = (
+    specs.Bernoulli | specs.ContinuousBernoulli | specs.Gaussian | specs.OptimalGaussian | specs.PixelGaussian
+    | specs.Laplace | specs.DiscretizedLogistic | specs.LogisticMixture | specs.Categorical256
+)  # fmt: skip
 Objective = (
     objectives.ELBO | objectives.Capacity | objectives.FreeBits | objectives.BalancedELBO | objectives.IWAE
-    | objectives.PIWAE | objectives.DReG | objectives.STL
+    | objectives.PIWAE | objectives.DReG | objectives.STL | objectives.BetaTC | objectives.Factor | objectives.DIP
+    | objectives.MMD | objectives.AAE | objectives.VAEGAN | objectives.WakeSleep | objectives.RAE
 )  # fmt: skip
 Optimizer = specs.Adam | specs.AdamW
 LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic
@@ -36,7 +46,9 @@ LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cycli
 class Data:
     """What is trained on, and under which protocol."""
 
-    source: str = option("mnist", "mnist, digits, freyfaces, or a path to images, .npy, .npz or idx files", flag="data")
+    source: str = option(
+        "mnist", "mnist, digits, freyfaces, sprites, or a path to images, .npy, .npz or idx files", flag="data"
+    )
     protocol: Literal["grey", "dynamic", "static", "threshold"] = option(
         "grey", "pixels as they are, or binarized: a new draw each time, one fixed draw, or x > 0.5"
     )
@@ -214,15 +226,18 @@ def check(run: Run) -> None:
 
 _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
              "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
-             "image_size"}  # fmt: skip
+             "image_size", "num_transforms", "grid", "num_codes", "code_dim", "sites", "classes", "temperature",
+             "residual_channels", "scale", "min_sigma", "num_components"}  # fmt: skip
 _FRACTION = {"augment_prob"}
-_BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas"}
+_BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas", "codebook_decay", "restart_below"}
 
 
 def _check_number(name: str, number: float) -> None:
     flag = "--" + name.replace("_", "-")
-    base = name.removeprefix("encoder_").removeprefix("decoder_")
-    positive = base in _POSITIVE or base in ("hidden_dims", "conv_channels")
+    base = name
+    for slot in ("encoder_", "decoder_", "posterior_", "prior_", "likelihood_"):
+        base = base.removeprefix(slot)
+    positive = base in _POSITIVE or base in ("hidden_dims", "conv_channels", "critic_dims")
     if number != number or number in (float("inf"), float("-inf")):
         raise UsageError(f"{flag} {number}: must be a finite number")
     if (positive and number <= 0) or number < 0:

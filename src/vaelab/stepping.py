@@ -319,7 +319,8 @@ def _images(batch: Batch) -> list[Tensor]:
 
 def _with_images(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     left = iter(tensors)
-    return Batch(next(left), *(None if part is None else next(left) for part in (batch.y, batch.index)))
+    x, y, index = (None if part is None else next(left) for part in (batch.x, batch.y, batch.index))
+    return replace(batch, x=x, y=y, index=index)
 
 
 # --- which way ------------------------------------------------------------------------------------------------------

@@ -23,23 +23,30 @@ from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
+from vaelab.data.guard import require_fit
 from vaelab.distributed import Team
 from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE, Batch
 from vaelab.networks import Decoder, initialise
 from vaelab.objectives import sum_parts
+from vaelab.posteriors import VectorQuantized
 from vaelab.priors import VampPrior
 from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator, machine, reseed, resolve_precision
-from vaelab.specs import Shape
+from vaelab.specs import Shape, Spec
 from vaelab.stepping import CompiledStep, PlainStep, Step, choose, term_names
 from vaelab.updates import AdamUpdate, CannotCompileError
 
 log = logging.getLogger("vaelab")
 
 
+def likelihood_of(run: Run, shape: Shape) -> Spec:
+    """The likelihood of a run's images: its own, else the Bernoulli for grey images and the Gaussian for colour."""
+    return run.likelihood or (specs.Bernoulli() if shape[0] == 1 else specs.Gaussian())
+
+
 def build_model(run: Run, shape: Shape) -> VAE:
     """Make a run's model for images of this shape, with weights that depend on the run's seed alone."""
-    likelihood = run.likelihood or (specs.Bernoulli() if shape[0] == 1 else specs.Gaussian())
+    likelihood = likelihood_of(run, shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(run.training.seed, "weights").initial_seed())
         model = VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
@@ -67,10 +74,14 @@ class Trainer:
         self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
+        require_fit(self.model.likelihood_head, data, ("train", "validation"))
         if run.training.init == "glorot":
-            cast(Decoder, self.model.decoder).start_at(data.train.mean().clamp(0.001, 0.999).logit())
+            mean = data.train.mean().clamp(0.001, 0.999)
+            cast(Decoder, self.model.decoder).start_at(self.model.likelihood_head.start(mean))
         if isinstance(self.model.prior_part, VampPrior):
             self.model.prior_part.start_at(self._some_images(self.model.prior_part.spec.num_components))
+        if isinstance(self.model.posterior_head, VectorQuantized):
+            self._start_codebook(self.model.posterior_head)
         self.networks = self._build_networks()
         self._no_parts = self._require_fit()
         self.names = term_names(run.objective)
@@ -97,6 +108,11 @@ class Trainer:
         """Training images (at most ``count``, C, H, W), always the same."""
         order = torch.randperm(len(self.data.train), generator=generator(self.run.training.seed, "pseudo-inputs"))
         return self.data.train.rows(order[:count].to(self.device)).x
+
+    def _start_codebook(self, head: VectorQuantized) -> None:
+        """Let the codes start at what the encoder makes of training images, at most one of each."""
+        with torch.no_grad():
+            head.start_at(self.model.eval().encoder(self._some_images(head.spec.num_codes)))
 
     def _build_networks(self) -> nn.ModuleDict:
         with torch.random.fork_rng(devices=[]):
@@ -147,7 +163,7 @@ class Trainer:
         batch = self.data.train.raw(self.order[first : first + self.rows_per_step])
         if self.motion.prob > 0:
             batch = augment(replace(batch, x=unit(batch.x)), self.motion, noise)
-        if self.has_dropout:
+        if self.has_dropout or self.run.objective.samples:
             reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
         if not isinstance(self.run.schedule, specs.Plateau):
@@ -157,6 +173,8 @@ class Trainer:
         if self._way is None:
             self._way = self._choose_way()
         terms = self._way(objective, batch, noise)
+        if isinstance(self.model.posterior_head, VectorQuantized):
+            self.model.posterior_head.follow(self.team)
         if self.average is not None:
             self.average.update_parameters(self.model)
         if self.team.world > 1:

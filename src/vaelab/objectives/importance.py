@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, cast, final
 
 from vaelab.errors import UsageError
-from vaelab.objectives.objective import Losses, Objective, Parts, coding_parameters, means_of
+from vaelab.objectives.objective import Losses, Objective, Parts, means_of, two_sides
 from vaelab.specs.spec import option
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Module, ModuleDict, Parameter
 
     from vaelab.models import Batch, Draw, LatentVariableModel
+    from vaelab.posteriors import Posterior
     from vaelab.runtime import Noise
 
 
@@ -102,7 +103,7 @@ class PIWAE(Objective):
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
-        return _two_sides(model, self.word)
+        return two_sides(model, self.word)
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound`` (of M K samples), ``averaged`` (of M bounds), distortion and rate."""
@@ -146,7 +147,7 @@ class DReG(Objective):
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
-        return _two_sides(model, self.word)
+        return two_sides(model, self.word)
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate; ``surrogate``, whose gradient is the encoder's."""
@@ -206,18 +207,15 @@ def weighed_parts(draw: Draw, num_bounds: int, elbo_share: float = 0.0) -> Parts
     """
     from vaelab.divergences import log_mean_exp
 
+    if cast("Posterior", draw.qz).penalty is not None:
+        raise TypeError(
+            f"no bound holds the penalty of its posterior {type(draw.qz).__name__}: --objective elbo adds it"
+        )
     log_w = draw.log_w
     # Sample k of bound m is row k M + m: the samples lead in what is averaged in exp.
-    bound = log_mean_exp(log_w.unflatten(0, (-1, num_bounds))).mean(0)
+    by_bound: Tensor = log_w.reshape(-1, num_bounds, log_w.shape[1])
+    bound = log_mean_exp(by_bound).mean(0)
     # (The share may be a tensor, in a step that is traced: nothing here may ask for its value.)
     bound = elbo_share * log_w.mean(0) + (1 - elbo_share) * bound
-    distortion = -draw.log_px.mean(0)
-    return {"bound": bound, "distortion": distortion, "rate": -log_w.mean(0) - distortion}
-
-
-def _two_sides(model: Module, word: str) -> dict[str, list[Parameter]]:
-    if getattr(model.prior_part, "is_encoded", False):
-        raise UsageError(f"--objective {word} trains encoder and decoder apart, and this prior is made of both: "
-                         "choose another (--prior standard-normal, or --objective iwae)")  # fmt: skip
-    encoding, decoding = coding_parameters(model)
-    return {"encoder": encoding, "decoder": decoding}
+    rate = (draw.require_log_qz("the rate") - draw.log_pz).mean(0)
+    return {"bound": bound, "distortion": -draw.log_px.mean(0), "rate": rate}

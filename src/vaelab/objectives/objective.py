@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, Union
 
+from vaelab.errors import UsageError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -41,6 +43,7 @@ class Objective(ABC):
     word: ClassVar[str]
     terms: ClassVar[tuple[str, ...]] = ("distortion", "rate")  # parts that are recorded, in nats per example
     in_batch: ClassVar[bool] = False  # a part of one example depends on those beside it: a batch's size counts
+    samples: ClassVar[bool] = False  # it draws images, and so from torch's global generator: its numbers are seeded
     beta = 1.0  # the weight on the rate, for records; a field where it can be chosen
 
     @property
@@ -108,6 +111,30 @@ def coding_parameters(model: Module) -> tuple[list[Parameter], list[Parameter]]:
     return encoding, decoding
 
 
+def two_sides(model: Module, word: str) -> dict[str, list[Parameter]]:
+    """The groups ``encoder`` and ``decoder``, of what makes q(z|x) and p(x, z).
+
+    Raises:
+        UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
+    """
+    if getattr(model.prior_part, "is_encoded", False):
+        raise UsageError(f"--objective {word} trains encoder and decoder apart, and this prior is made of both: "
+                         "choose another (--prior standard-normal, or --objective iwae)")  # fmt: skip
+    encoding, decoding = coding_parameters(model)
+    return {"encoder": encoding, "decoder": decoding}
+
+
+def require_fixed_prior(model: Module, word: str) -> None:
+    """Refuse a prior that learns, for an objective in which nothing would train it.
+
+    Raises:
+        UsageError: naming the objective, and what to choose.
+    """
+    if any(name.startswith("prior_part.") for name, _ in model.named_parameters()):
+        raise UsageError(f"--objective {word} leads the codes to a prior that stays as it is, and this one learns: "
+                         "choose another (--prior standard-normal)")  # fmt: skip
+
+
 def sum_parts(
     objective: Objective, model: LatentVariableModel, networks: ModuleDict, batches: Iterable[tuple[Batch, Noise]],
     sums: Parts,
@@ -148,14 +175,28 @@ def elbo_terms(
     Raises:
         TypeError: if the model has no rate, as its posterior has no density.
     """
+    distortion, rate = terms_as_defined(model, batches, num_samples)
+    if rate is None:
+        raise TypeError("the rate is undefined for this model: posterior or prior has no density")
+    return distortion, rate
+
+
+def terms_as_defined(
+    model: LatentVariableModel, batches: Iterable[tuple[Batch, Noise]], num_samples: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """``elbo_terms``, with None in place of the rate for a model that has none."""
     import numpy as np
     import torch
 
     distortions: list[NDArray[np.float64]] = []
     rates: list[NDArray[np.float64]] = []
+    undefined = False
     with torch.no_grad():
         for batch, noise in batches:
             draw = model.draw(batch.x, num_samples=num_samples, noise=noise)
             distortions.append((-draw.log_px).mean(0).cpu().double().numpy())
-            rates.append(draw.kl.sum(0).cpu().double().numpy())
-    return np.concatenate([np.empty(0), *distortions]), np.concatenate([np.empty(0), *rates])
+            try:
+                rates.append(draw.kl.sum(0).cpu().double().numpy())
+            except TypeError:
+                undefined = True
+    return np.concatenate([np.empty(0), *distortions]), None if undefined else np.concatenate([np.empty(0), *rates])
