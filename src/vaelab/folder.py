@@ -101,6 +101,11 @@ class RunFolder:
         Raises:
             UsageError: naming the first setting that differs and both its values.
         """
+        if "refit" in self.config():
+            raise UsageError(
+                f"{self.path} holds a run whose prior was fitted after its training: it cannot be gone on with; train "
+                f"{self.config()['refit']['from']} further, then fit the prior again (vaelab refit)"
+            )
         ours, theirs = flat(self.run), flat(run)
         if run.recipe != self.run.recipe:
             raise UsageError(f"{self.path} holds a run of {self.run.recipe}, not of {run.recipe}")

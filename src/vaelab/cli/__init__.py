@@ -20,6 +20,7 @@ from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.exploring import explore
 from vaelab.cli.measuring import evaluate
+from vaelab.cli.refitting import refit
 from vaelab.cli.reproducing import reproduce
 from vaelab.cli.shipping import export, report
 from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, traverse
@@ -32,6 +33,7 @@ _TAGLINE = "vaelab trains, measures, explains and ships variational autoencoders
 COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "train": train,
+    "refit": refit,
     "evaluate": evaluate,
     "doctor": doctor,
     "compare": compare,

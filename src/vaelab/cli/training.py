@@ -15,6 +15,7 @@ from rich.table import Table
 from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import UsageError
+from vaelab.labels import cost
 from vaelab.recipes import RECIPES, recipe
 
 
@@ -32,7 +33,7 @@ def recipes() -> None:
 
 
 def train() -> None:
-    """Train a recipe: vaelab train RECIPE [--data mnist|digits|freyfaces|PATH] [--out DIR] [--resume] [any setting]."""
+    """Train a recipe: vaelab train RECIPE [--data mnist|digits|sprites|PATH] [--out DIR] [--resume] [any setting]."""
 
 
 def run_training(arguments: list[str]) -> None:
@@ -108,8 +109,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     history = RunFolder.open(folder).history()
     last, best_epoch = history[-1], RunFolder.open(folder).best_epoch()
     pictures.draw_at_end(run, model, data, history, best_epoch, folder)
-    say("epoch %d, validation: distortion %.2f + rate %.2f nats per image", last["epoch"],
-        last["validation_distortion"], last["validation_rate"])  # fmt: skip
+    say("epoch %d, validation: %s per image", last["epoch"], cost(last, " + "))
     say("done; test numbers: vaelab evaluate %s", folder)
 
 

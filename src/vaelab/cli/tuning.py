@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vaelab.tuning import Result
 
 DataSource = Annotated[
-    Positional[str], tyro.conf.arg(metavar="DATA", help="mnist, digits, freyfaces, or a path to images")
+    Positional[str], tyro.conf.arg(metavar="DATA", help="mnist, digits, freyfaces, sprites, or a path to images")
 ]
 
 

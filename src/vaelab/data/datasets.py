@@ -101,9 +101,9 @@ class Split:
 
         y, index = None if self.y is None else take(self.y), take(self.index)
         if self.where is None:
-            return Batch(take(self.x), y, index)
+            return Batch(take(self.x), y, index, len(self))
         on_disk = take(self.where, rows if isinstance(rows, slice) else rows.cpu())
-        return Batch(take(self.x, on_disk).to(self.device, non_blocking=True), y, index)
+        return Batch(take(self.x, on_disk).to(self.device, non_blocking=True), y, index, len(self))
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def load(
     """Find, read and split a data set.
 
     Args:
-        source: ``mnist``, ``digits``, ``freyfaces``, or a path.
+        source: ``mnist``, ``digits``, ``freyfaces``, ``sprites``, or a path.
         protocol: see ``Dataset``.
         validation_size, test_size: a number of images, or below 1 a fraction. None: what is customary (MNIST: the last
             5,000 training images, and its own test set), else a tenth each.

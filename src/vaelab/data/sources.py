@@ -27,6 +27,7 @@ from vaelab.data.readers import (
     read_idx_pair,
     unpacked,
 )
+from vaelab.data.sprites import images as sprite_images
 from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
 
@@ -131,7 +132,11 @@ def freyfaces() -> Pool:
     )
 
 
-NAMED: dict[str, Callable[[], Pool]] = {"mnist": mnist, "digits": digits, "freyfaces": freyfaces}
+def _sprites() -> Pool:
+    return Pool("sprites", sprite_images())
+
+
+NAMED: dict[str, Callable[[], Pool]] = {"mnist": mnist, "digits": digits, "freyfaces": freyfaces, "sprites": _sprites}
 
 
 def _places(name: str, tried: list[str]) -> list[Path]:
