@@ -22,7 +22,8 @@ from vaelab.data.datasets import BATCH, Dataset
 from vaelab.evaluate import annealed, latents
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
-from vaelab.objectives import elbo_terms
+from vaelab.objectives import elbo_terms, terms_as_defined
+from vaelab.trainer import likelihood_of
 
 IMAGES = 2000  # of the validation and the training split, at most
 ANNEALED_IMAGES = 100
@@ -60,9 +61,9 @@ class Symptoms:
         pixels: mean, standard deviation, least and greatest of the training pixels, as the model sees them.
         middle: share of the training pixels between 0.1 and 0.9.
         binary: every pixel is 0 or 1.
-        support: what the likelihood is made for: ``binary`` or ``real`` pixels.
+        support: what the likelihood is made for: ``binary``, ``unit``, ``bytes`` or ``real`` pixels.
         train_size: training images.
-        train, validation: -ELBO of each of some images, in nats.
+        train, validation: -ELBO of each of some images, in nats; None for a model without a rate.
         distortion: mean validation distortion.
         rate: mean rate of each dimension over validation images, (D,).
         two_sample: accuracy of telling q(z) from p(z), and its standard error.
@@ -108,9 +109,7 @@ def examine(
         images: of each split, at most.
     """
     x = data.train.rows(slice(max(images, 1))).x.double()
-    support = "real" if run.likelihood is not None and run.likelihood.word == "gaussian" else "binary"
-    if model is not None:
-        support = model.likelihood_head.support
+    likelihood = likelihood_of(run, data.shape).build(data.shape[0]) if model is None else model.likelihood_head
     symptoms = Symptoms(
         beta=run.objective.beta,
         history=history,
@@ -118,21 +117,23 @@ def examine(
         pixels=(float(x.mean()), float(x.std()), float(x.min()), float(x.max())),
         middle=float(((x > 0.1) & (x < 0.9)).double().mean()),
         binary=data.binary,
-        support=support,
+        support=likelihood.support,
         train_size=len(data.train),
     )
     if model is None:
         return symptoms
     train, validation = _first(data, "train", images), _first(data, "validation", images)
-    distortion, rate = elbo_terms(model, validation.batches("validation", BATCH))
-    of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
+    distortion, rate = terms_as_defined(model, validation.batches("validation", BATCH))
+    symptoms = replace(symptoms, distortion=float(distortion.mean()))
+    if rate is not None:
+        of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
+        symptoms = replace(symptoms, train=of_train, validation=distortion + rate)
+    if model.space == "codes":  # no dimension of a code has a rate, and codes are not meant to be uniform
+        return symptoms
     codes = latents.encode(model, validation, "validation")
     test = latents.two_sample_test(codes, "") if len(codes) >= latents.TELLING else None
     symptoms = replace(
         symptoms,
-        train=of_train,
-        validation=distortion + rate,
-        distortion=float(distortion.mean()),
         rate=None if codes.rate is None else codes.rate.mean(0),
         two_sample=None if test is None else (test.value, test.stderr),
     )
@@ -217,7 +218,7 @@ def _range(s: Symptoms) -> Finding | None:
 
 
 def _likelihood(s: Symptoms) -> Finding | None:
-    if s.support == "real" and s.binary:
+    if s.support in ("real", "unit") and s.binary:
         return Finding(
             "likelihood does not fit",
             "illness",

@@ -23,6 +23,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
+from vaelab.priors import NoDensityError
 from vaelab.runtime import generator
 
 Graph = Literal["encoder", "decoder", "scorer"]
@@ -94,7 +95,11 @@ class Scorer(nn.Module):
             z, log_density = cast(Posterior, qz).rsample_and_log_prob((DRAWN,), self._noise)
             if log_density is None:
                 raise UsageError("this model has no rate, as its posterior has no density: it has no score")
-            rate = (log_density() - pz.log_prob(z)).mean(0)
+            try:
+                log_pz = pz.log_prob(z)
+            except NoDensityError as error:
+                raise UsageError(f"no score of an image: {error}") from error
+            rate = (log_density() - log_pz).mean(0)
         return loc, qz.stddev, px.mean, -px.log_prob(x), rate
 
 

@@ -19,6 +19,8 @@ LABELS = {
     "bdmc_lower": "simulated: log p(x) >=",
     "bdmc_upper": "simulated: log p(x) <=",
     "bdmc_gap": "simulated: BDMC gap",
+    "perplexity": "perplexity of the codes",
+    "codes_used": "codes in use",
     "active_units": "active units",
     "mutual_information": "mutual information I(x; z)",
     "aggregate_kl": "KL(q(z) || p(z))",
@@ -57,8 +59,15 @@ def notes(found: dict[str, Any]) -> list[str]:
     if floor is not None:
         said.append(f"Cross-entropy on grey pixels is no likelihood, and cannot go below {floor:.2f} nats here "
                      "(the mean entropy of the pixels).")  # fmt: skip
+    said += found.get("about", {}).get("left_out", [])
     information = found["metrics"].get("mutual_information")
     if information is not None:
         about = information["protocol"]
         said.append(f"Mutual information and KL(q(z) || p(z)) are of the {about[about.index('aggregate of') :]}.")
     return said
+
+
+def cost(record: dict[str, Any], joined: str = ", ") -> str:
+    """What the validation images cost in an epoch, in words: distortion and, if there is one, rate, in nats."""
+    terms = [term for term in ("distortion", "rate") if f"validation_{term}" in record]
+    return joined.join(f"{term} {record[f'validation_{term}']:.2f}" for term in terms) + " nats"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -22,9 +22,12 @@ from vaelab.checkpoint import load_tensors, read_json, save_tensors, write_json
 from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName
+from vaelab.data.guard import require_fit
 from vaelab.errors import UsageError
-from vaelab.evaluate import Estimate, annealed, importance, latents, quality
+from vaelab.evaluate import Estimate, annealed, importance, quality
+from vaelab.evaluate.overview import overview
 from vaelab.evaluate.pieces import Rows, Values, join
+from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
 from vaelab.loading import load_data, load_model, require_same_data
@@ -146,6 +149,7 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
              "weights_sha256": weights}  # fmt: skip
     content = _measured_before(path / "metrics.json", about)
     with threads(plan.threads), bar:
+        plan = _possible(model.to(device), plan, bar)
         kept = Kept(path / "evaluation.pt", weights)
         subjects = [Subject(run, model.to(device), under.to(device), plan, kept, bar)
                     for under in _under(run, model, data, plan)]  # fmt: skip
@@ -176,6 +180,17 @@ def _check(plan: Plan) -> None:
             raise UsageError(f"{flag} {number}: must be at least {least}")
 
 
+def _possible(model: VAE, plan: Plan, bar: Bar) -> Plan:
+    """The plan without what this model cannot have; refuses a part that was asked for alone, or is never a default."""
+    reasons: dict[Part, str | None] = {"nll": why_no_bound(model), "ais": why_no_annealing(model)}
+    left = tuple(part for part in plan.parts if reasons.get(part) is None)
+    for part in set(plan.parts) - set(left):
+        if part == "ais" or not left:
+            raise UsageError(f"no {part} of this model: {reasons[part]}")
+        bar.say(f"{part} is left out: {reasons[part]}")
+    return replace(plan, parts=left)
+
+
 def _measured_before(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What was measured before stays, as long as it was the same weights on the same data."""
     before = read_json(file) if file.exists() else {}
@@ -183,11 +198,14 @@ def _measured_before(file: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _under(run: Run, model: VAE, data: Dataset, plan: Plan) -> list[Dataset]:
-    """The data under each protocol to score."""
+    """The data under each protocol to score; refuses those that the likelihood is none of."""
     protocols = plan.protocols or (data.protocol,)
     if not plan.protocols and data.protocol == "grey" and not model.is_density(binary_data=data.binary):
         protocols = ("grey", "dynamic")
-    return [data if p == data.protocol else load_data(override(run, protocol=p)) for p in protocols]
+    found = [data if p == data.protocol else load_data(override(run, protocol=p)) for p in protocols]
+    for under in found:
+        require_fit(model.likelihood_head, under, (plan.split,))
+    return found
 
 
 def _parts(subject: Subject) -> list[Part]:
@@ -302,24 +320,9 @@ def _annealing(s: Subject) -> dict[str, Any]:
 
 
 def _latents(s: Subject) -> Found:
-    codes = latents.encode(s.model, s.data, s.plan.split, limit=CODES)
-    protocol = measures.protocol_of(s.data, s.plan.split, "1 posterior sample", CODES)
-    metrics: dict[str, Any] = {
-        "active_units": latents.active_units(codes, protocol),
-        "mutual_information": latents.mutual_information(codes, protocol),
-        "aggregate_kl": latents.aggregate_kl(codes, protocol),
-        "two_sample_accuracy": latents.two_sample_test(codes, protocol),
-    }
-    if s.data.train.y is not None:
-        metrics |= latents.probes(latents.encode(s.model, s.data, "train"), codes, protocol)
-    moments = latents.moments(codes)
-    dimensions = {
-        "rate": None if codes.rate is None else codes.rate.mean(0).tolist(),
-        "variance_of_means": latents.variance_of_means(codes).tolist(),
-        "mean": moments.mean.tolist(),
-        "variance": moments.variance.tolist(),
-    }
-    return {"metrics": metrics, "per_dimension": dimensions}
+    found = overview(s.model, s.data, s.plan.split, CODES)
+    about = {"left_out": found.left_out} if found.left_out else {}
+    return {"metrics": {**found.metrics}, "per_dimension": {**found.per_dimension}, "about": about}
 
 
 def _reconstruction(s: Subject) -> Found:

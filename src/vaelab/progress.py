@@ -58,7 +58,7 @@ class Display:
             total=total,
             loss=f"{terms['loss']:.2f}",
             distortion=f"{terms['distortion']:.2f}",
-            rate=f"{terms['rate']:.2f}",
+            rate=f"{terms['rate']:.2f}" if "rate" in terms else "-",
             lr=f"{terms['learning_rate']:.2g}",
             images=f"{images_per_second:,.0f}",
         )

@@ -28,7 +28,7 @@ from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.evaluate.latents import TELLING
 from vaelab.folder import RunFolder
-from vaelab.labels import cells, label, notes
+from vaelab.labels import cells, cost, label, notes
 from vaelab.loading import load_data, require_same_data
 from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar
@@ -101,9 +101,10 @@ def gather(path: Path, bar: Bar) -> Facts:
     findings = diagnose(examine(run, model, data, history, folder.failure()))
     metrics = read_json(path / "metrics.json") if trained else None
     name = path.resolve().name
-    return Facts(
-        name, folder.config(), run, history, findings, metrics, scene, command_of(run, name), datetime.now(UTC)
-    )
+    config = folder.config()
+    # A prior that was fitted after the training is no setting of it.
+    command = config["refit"]["command"] if "refit" in config else command_of(run, name)
+    return Facts(name, config, run, history, findings, metrics, scene, command, datetime.now(UTC))
 
 
 def _measured(path: Path) -> bool:
@@ -162,11 +163,16 @@ def _charts(facts: Facts) -> list[Picture]:
     if not facts.history:
         return []
     last = facts.history[-1]
-    caption = (f"Epoch {last['epoch']}: distortion {last['validation_distortion']:.2f}, rate "
-               f"{last['validation_rate']:.2f} nats per validation image. Training is a mean over the epoch, noise, "
+    caption = (f"Epoch {last['epoch']}: {cost(last)} per validation image. Training is a mean over the epoch, noise, "
                "dropout and augmentation included.")  # fmt: skip
+    if last.get("before_refit"):
+        caption += " All this is under the prior that the run was trained with, not under the one it has now."
+    svg = _svg(lambda: figures.training_history(facts.history), "training", 1)
+    training = Picture("Training", caption, svg, wide=True)
+    if "validation_rate" not in last:
+        return [training]
     return [
-        Picture("Training", caption, _svg(lambda: figures.training_history(facts.history), "training", 1), wide=True),
+        training,
         Picture("Rate and distortion", "The way through training, a point an epoch of the validation images. On a line "
                 "−ELBO is the same; down and left is better.",
                 _svg(lambda: figures.rate_distortion({"": facts.history}, title=" "), "rd")),

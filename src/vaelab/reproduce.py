@@ -108,7 +108,7 @@ def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -
         "latents": bool({"active_units", "perplexity"} & set(wanted)),
         "reconstruction": "mse" in wanted,
     }
-    needed = tuple(part for part, is_needed in parts.items() if is_needed)
+    needed: tuple[Part, ...] = tuple(part for part, is_needed in parts.items() if is_needed)
     return Plan(parts=needed, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
 
 

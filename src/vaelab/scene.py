@@ -19,7 +19,9 @@ from vaelab.errors import UsageError
 from vaelab.evaluate import importance, latents
 from vaelab.evaluate.neighbours import nearest_images
 from vaelab.evaluate.pieces import join
+from vaelab.evaluate.undefined import why_no_bound
 from vaelab.folder import RunFolder
+from vaelab.labels import cost
 from vaelab.loading import load_data, load_model, require_same_data
 from vaelab.models import VAE
 
@@ -62,10 +64,9 @@ class Scene:
 
     @property
     def cost(self) -> str:
-        """What the validation images cost at this epoch, in nats; empty if its record is lost."""
-        found = [record for record in self.history if record["epoch"] == self.epoch]
-        terms = ((record["validation_distortion"], record["validation_rate"]) for record in found)
-        return next((f"distortion {distortion:.2f}, rate {rate:.2f} nats" for distortion, rate in terms), "")
+        """What the validation images cost at this epoch, in nats; empty if its record is lost, or of another prior."""
+        found = [r for r in self.history if r["epoch"] == self.epoch and not r.get("before_refit")]
+        return next(map(cost, found), "")
 
     @cached_property
     def codes(self) -> latents.Codes:
@@ -183,7 +184,12 @@ def weighed(scene: Scene) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.fl
     """Bounds on log p(x) by number of samples, effective sample sizes, and what was done to the pixels.
 
     Where the likelihood of the run's own pixels is none, they are binarized.
+
+    Raises:
+        UsageError: if the model has no such bounds.
     """
+    if (why := why_no_bound(scene.model)) is not None:
+        raise UsageError(f"no importance sampling of this model: {why}")
     data = scene.data
     if not scene.model.is_density(binary_data=data.binary):
         data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)

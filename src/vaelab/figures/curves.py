@@ -64,6 +64,10 @@ def training_history(history: Sequence[Mapping[str, Any]], *, title: str = "") -
 
 
 def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], term: str, name: str, colour: str) -> None:
+    if term not in history[0]:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"this objective has no {term}", ha="center", va="center", transform=axes.transAxes)
+        return
     epochs = [record["epoch"] for record in history]
     prefix = f"{name}, " if name else ""
     marker = "o" if len(epochs) == 1 else None
@@ -133,6 +137,9 @@ def comparison(
 def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> None:
     r"""-ELBO on the validation images over the epochs; comparable whatever :math:`\beta` the loss was weighed with."""
     for name, history in histories.items():
+        if "validation_rate" not in history[0]:  # its distortion alone would look like a better bound
+            axes.plot([], [], color=colours[name], label=f"{plain(name)}: no bound")
+            continue
         values = [record["validation_distortion"] + record["validation_rate"] for record in history]
         marker = "o" if len(history) == 1 else None
         axes.plot([r["epoch"] for r in history], values, color=colours[name], label=plain(name), marker=marker)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from vaelab.errors import UsageError
 from vaelab.figures.style import COLOURS, STYLE, halo, plain
 
 
@@ -27,7 +28,12 @@ def rate_distortion(
         title: above the figure.
         skip: leave out epochs before the -ELBO has come within this share of the range to its end: the first ones lie
             so far up that nothing else could be seen.
+
+    Raises:
+        UsageError: if a run has no rate.
     """
+    if any("validation_rate" not in history[0] for history in histories.values()):
+        raise UsageError("a plane of rate and distortion needs a rate, and this objective has none")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()

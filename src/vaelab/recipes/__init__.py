@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.recipes import likelihoods, systems
+from vaelab.recipes import likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
 
 if TYPE_CHECKING:
     from vaelab.config import Run
 
-RECIPES: dict[str, Recipe] = {**systems.RECIPES, **likelihoods.RECIPES}
+RECIPES: dict[str, Recipe] = {**systems.RECIPES, **likelihoods.RECIPES, **structures.RECIPES}
 
 
 def recipe(name: str) -> Run:
