@@ -178,9 +178,18 @@ def to_onnx(model: VAE, graph: Graph, metadata: Mapping[str, Any], *, opset: int
             raise FailureError(f"torch cannot export the {graph}: {str(error).splitlines()[0]}") from error
     if program is None:
         raise FailureError(f"torch exported no {graph}")
+    _only_outputs_have(names_out, program.model.graph)
     for key, value in {"graph": graph, **metadata}.items():
         program.model.metadata_props[f"vaelab.{key}"] = value if isinstance(value, str) else json.dumps(value)
     return _without_traces(program.model_proto).SerializeToString()
+
+
+def _only_outputs_have(names: Sequence[str], graph: Any) -> None:
+    """Rename what within a graph is called as one of its outputs: torch names values after operations (``mean``)."""
+    outputs = {id(value) for value in graph.outputs}
+    for value in (value for node in graph for value in node.outputs):
+        if value.name in names and id(value) not in outputs:
+            value.name = f"{value.name}_within"
 
 
 def _without_traces(made: Any) -> Any:

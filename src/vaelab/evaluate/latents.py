@@ -336,8 +336,8 @@ def probes(train: Codes, test: Codes, protocol: str) -> dict[str, Estimate]:
     }
     found: dict[str, Estimate] = {}
     for name, classifier in classifiers.items():
-        _fit(classifier.fit, train.loc, train.y)
-        correct = (classifier.predict(test.loc) == test.y).astype(np.float64)
+        _fit(classifier.fit, train.center, train.y)
+        correct = (classifier.predict(test.center) == test.y).astype(np.float64)
         how = f"{NEIGHBOURS} nearest means" if name == "knn_probe" else "logistic regression on means"
         found[name] = Estimate.of(correct, "accuracy", f"{protocol}, {how}, fitted on {len(train):,} codes")
     return found

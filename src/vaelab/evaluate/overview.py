@@ -59,9 +59,9 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
     if data.train.y is not None:
         metrics |= latents.probes(latents.encode(model, data, "train"), codes, protocol)
     moments = latents.moments(codes)
-    dimensions = {
+    dimensions: dict[str, list[Any] | None] = {
         "rate": None if codes.rate is None else codes.rate.mean(0).tolist(),
-        "variance_of_means": latents.variance_of_means(codes).tolist(),
+        "variance_of_means": latents.variance_of_means(codes).tolist() if "active_units" in metrics else None,
         "mean": moments.mean.tolist(),
         "variance": moments.variance.tolist(),
     }
