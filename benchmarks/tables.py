@@ -404,6 +404,23 @@ def nll_throughput_table() -> str:
     return "\n".join(lines)
 
 
+def factors_table() -> str:
+    """Objectives that weigh the dependence of codes, on known factors: means and standard errors over seeds."""
+    result = _load("factors")
+    if result is None:
+        return "(not measured yet)"
+    columns = {
+        "distortion": "distortion", "rate": "rate", "total_correlation": "TC", "mutual_information_gap": "MIG",
+        "disentanglement": "disentanglement", "completeness": "completeness",
+    }  # fmt: skip
+    rows = [f"| objective | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
+    for name, found in result["summary"].items():
+        cells = [" ± ".join(f"{number:.2f}" for number in found[key]) for key in columns]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    rows.append(f"\n`{result['command']}`: {result['what']}; {result['machine']}, torch {result['torch']}.")
+    return "\n".join(rows)
+
+
 def tuning_table() -> str:
     """A grid of latent sizes."""
     result = _load("tune-latent-mnist")
@@ -443,6 +460,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "codes": metrics_table(None, CODES, "trained protocol"),
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "published": published_table,
+    "factors": factors_table,
     "doctor": doctor_table,
     "tuning": tuning_table,
     "verdicts": verdicts_table,

@@ -355,17 +355,16 @@ def test_training_can_start_from_the_mean_image(spec, digits):
 
 
 @needs_compiler
-@pytest.mark.parametrize("spec", [specs.OptimalGaussian(), specs.LogisticMixture(2)], ids=str)
-def test_compiled_steps_are_the_plain_ones(spec, digits):
+def test_compiled_steps_are_the_plain_ones(digits):
+    spec = specs.OptimalGaussian()  # the one with a buffer that a step changes
     plain, compiled = (trained(spec, digits, compile=way) for way in ("off", "on"))
     assert isinstance(compiled._way, CompiledStep)
     assert not compiled._way._failed
     torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-4, atol=1e-3)
     assert not torch.equal(compiled.terms, plain.terms), "nothing was compiled"
-    if spec.word == "optimal-gaussian":
-        ours, theirs = (float(trainer.model.likelihood_head.log_sigma) for trainer in (compiled, plain))
-        assert ours == pytest.approx(theirs, abs=1e-4)
-        assert ours < math.log(0.5), "sigma was set inside the compiled step"
+    ours, theirs = (float(trainer.model.likelihood_head.log_sigma) for trainer in (compiled, plain))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert ours < math.log(0.5), "sigma was set inside the compiled step"
 
 
 def test_augmented_images_are_scored_at_their_nearest_levels(digits):

@@ -21,7 +21,7 @@ from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
-from vaelab.objectives import ELBO, IWAE, DReG
+from vaelab.objectives import ELBO, IWAE
 from vaelab.recipes import recipe
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
@@ -41,12 +41,11 @@ RUNS = {
         encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.1,
         decoder_hidden_dims=(16,), augment_prob=0.5, ema_decay=0.9,
     ),
-    # More samples as it goes (a graph for each count), of two groups at once, and a prior that is made of posteriors.
+    # More samples as it goes (a graph for each count), and a prior that is made of posteriors.
     "growing-iwae": override(
         MLP, objective=IWAE(3, warm_samples=(1, 2), warm_epochs=(1, 1), elbo_share=0.1), prior=specs.VampPrior(5),
         protocol="dynamic", precision="fp32",
     ),
-    "dreg": override(MLP, objective=DReG(3), protocol="dynamic", precision="fp32"),
 }  # fmt: skip
 
 
