@@ -39,7 +39,7 @@ def rae() -> Run:
         encoder=specs.ConvEncoder((32, 64, 128), batch_norm=True),
         posterior=specs.Deterministic(16),
         decoder=specs.ConvDecoder((128, 64, 32), batch_norm=True),
-        likelihood=specs.Gaussian(sigma=0.5**0.5, learn_sigma=False),  # minus log p is the squared error, and a constant
+        likelihood=specs.Gaussian(sigma=0.5**0.5, learn_sigma=False),  # minus log p: the squared error + a constant
         objective=RAE(),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
         training=Training(epochs=30, batch_size=128),
