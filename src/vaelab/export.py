@@ -104,6 +104,9 @@ class Scorer(nn.Module):
 
 
 def _has_spread(model: VAE) -> bool:
+    """Whether each dimension of q(z|x) has a standard deviation that is known, and says something."""
+    if model.space != "real":
+        return False
     device = next(model.parameters()).device
     try:
         with torch.no_grad():

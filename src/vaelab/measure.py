@@ -182,7 +182,7 @@ def _check(plan: Plan) -> None:
 
 def _possible(model: VAE, plan: Plan, bar: Bar) -> Plan:
     """The plan without what this model cannot have; refuses a part that was asked for alone, or is never a default."""
-    reasons: dict[Part, str | None] = {"nll": why_no_bound(model), "ais": why_no_annealing(model)}
+    reasons: dict[Part, str | None] = {"nll": why_no_bound(model), "ais": why_no_annealing(model, plan.annealing.start)}
     left = tuple(part for part in plan.parts if reasons.get(part) is None)
     for part in set(plan.parts) - set(left):
         if part == "ais" or not left:

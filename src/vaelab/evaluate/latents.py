@@ -418,7 +418,10 @@ def _normal_densities(loc: Tensor, log_scale: Tensor, z: Tensor) -> Callable[[Te
 def _log_prob(qz: Distribution, points: Tensor, count: int) -> Tensor:
     """Log-density of points (R, D) under each of ``count`` posteriors: (R, count)."""
     rows = max(1, _ENTRIES // (count * points.shape[1]))
-    return torch.cat([qz.log_prob(block[:, None]) for block in points.split(rows)]).cpu().double()
+    try:
+        return torch.cat([qz.log_prob(block[:, None]) for block in points.split(rows)]).cpu().double()
+    except NotImplementedError as error:
+        raise TypeError(f"the aggregate posterior is undefined for this model: {error}") from error
 
 
 def _require_log_qz(codes: Codes) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from vaelab.models import VAE
@@ -20,8 +22,21 @@ def why_no_bound(model: VAE) -> str | None:
     return "its code is chosen, not drawn: the ELBO is all that can be had" if model.space == "codes" else None
 
 
-def why_no_annealing(model: VAE) -> str | None:
-    """Why chains cannot be led from q(z|x) to p(z|x); None where they can."""
+def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder") -> str | None:
+    """Why chains cannot be led from q(z|x), or from p(z), to p(z|x); None where they can."""
     if model.space != "real":
         return f"annealing moves through real vectors, and the latents of this model are {model.space}"
-    return why_no_bound(model)
+    reason = why_no_bound(model)
+    return why_no_density(model) if reason is None and start == "encoder" else reason
+
+
+def why_no_density(model: VAE) -> str | None:
+    """Why q(z|x) cannot score latents that it did not draw itself; None where it can."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        qz = model.posterior(torch.zeros(1, *model.shape, device=device))
+        try:
+            qz.log_prob(torch.zeros(1, model.latent_dim, device=device))
+        except NotImplementedError as error:
+            return f"{error} (chains can start from the prior: --ais-start prior)"
+    return None
