@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from vaelab.config import spec_names
 from vaelab.recipes import RECIPES
@@ -41,10 +41,13 @@ def documented(spec: type) -> type:
 
 
 def described(kind: type) -> tuple[str, list[str]]:
-    """What the docstring of a class says first, and its references, as Markdown."""
-    doc = inspect.getdoc(kind) or ""
-    first = " ".join(doc.split("\n\n")[0].split())
-    found = re.search(r"Reference:\n((?:    .*\n?)+)", doc + "\n")
+    """What the docstring of a class says first, with a formula where there is one, and its references, as Markdown."""
+    paragraphs = _paragraphs(kind)
+    first = paragraphs[0]
+    if ":math:" not in first:  # the distribution that the part makes may say it in a formula, or the next words
+        rest = [*_paragraphs(made_by(kind))[:1], *(p for p in paragraphs[1:3] if not p.startswith(("Args", "Note")))]
+        first = f"{first} {next((p for p in rest if 'math:' in p), '')}".strip()
+    found = re.search(r"Reference:\n((?:    .*\n?)+)", (inspect.getdoc(kind) or "") + "\n")
     sources: list[str] = []
     for line in found[1].splitlines() if found else ():
         if re.match(r"[A-Z].{2,80}\(\d{4}\)", line.strip()) or not sources:  # authors and year: a reference begins
@@ -52,6 +55,17 @@ def described(kind: type) -> tuple[str, list[str]]:
         else:
             sources[-1] += " " + line.strip()
     return markdown(first), [linked(source) for source in sources]
+
+
+def made_by(kind: type) -> type | None:
+    """The class of distribution that a part's ``forward`` returns, if it says one of ours."""
+    forward: Any = getattr(kind, "forward", None)
+    made = get_type_hints(forward).get("return") if forward else None
+    return made if isinstance(made, type) and made.__module__.startswith("vaelab") else None
+
+
+def _paragraphs(kind: type | None) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in (inspect.getdoc(kind) or "").split("\n\n")]
 
 
 def markdown(text: str) -> str:

@@ -66,7 +66,7 @@ class FullNormalPosterior(MultivariateNormal):
 
 @final
 class FullNormal(nn.Module):
-    r"""Head of an encoder: a linear map of the features gives :math:`\mu` and the Cholesky factor L.
+    r"""Head of an encoder: a linear map of the features gives :math:`\mu` and L of :math:`q(z|x) = N(z; \mu, L L^T)`.
 
     L has the exponentials of D of its numbers on the diagonal and D (D - 1) / 2 more below it.
 

@@ -92,7 +92,7 @@ class FlowPosterior(Distribution):
 
 @final
 class PlanarFlow(nn.Module):
-    """Head of an encoder: a linear map of the features gives the base normal and the parameters of planar transforms.
+    r"""Head of an encoder: a base normal, and the parameters of transforms :math:`f(z) = z + \hat u \tanh(w^T z + b)`.
 
     Args:
         spec: the configuration.
@@ -124,7 +124,7 @@ class PlanarFlow(nn.Module):
 
 @final
 class RadialFlow(nn.Module):
-    """Head of an encoder: a linear map of the features gives the base normal and the parameters of radial transforms.
+    r"""Head of an encoder: a base normal, and of transforms :math:`f(z) = z + \beta (z - c) / (\alpha + |z - c|)`.
 
     Args:
         spec: the configuration.
@@ -153,10 +153,10 @@ class RadialFlow(nn.Module):
 
 @final
 class IAF(nn.Module):
-    r"""Head of an encoder: base normal and context :math:`h(x)` of inverse autoregressive transforms.
+    r"""Head of an encoder: a base normal, and a context h(x) of inverse autoregressive transforms, :math:`z_i =
+    \sigma_i(z_{0,<i}, h)\, z_{0,i} + \mu_i(z_{0,<i}, h)`.
 
-    :math:`z_i = \sigma_i(z_{0,<i}, h)\, z_{0,i} + \mu_i(z_{0,<i}, h)`, T times, the order reversed in between. A draw
-    takes one pass of each network; the density of another z takes D, as do gradients through the samples alone
+    The order of the dimensions is reversed from one transform to the next. A draw takes one pass of each network; the density of another z takes D, as do gradients through the samples alone
     (``stl``, ``dreg``).
 
     Args:

@@ -63,11 +63,14 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
 
 @final
 class DiagonalNormal(nn.Module):
-    r"""Head of an encoder: two linear maps of the features give :math:`\mu` and :math:`\log \sigma`.
+    r"""Head of an encoder: linear maps of the features give mean and scale of :math:`\prod_d N(z_d; \mu_d, \sigma_d^2)`.
 
     Args:
         spec: the configuration.
         in_features: F.
+
+    Reference:
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, appendix C. https://arxiv.org/abs/1312.6114
     """
 
     space: Space = "real"

@@ -122,7 +122,7 @@ class UniformOneHot(Distribution):
 
 @final
 class UniformCodes(nn.Module):
-    """Every vector of the posterior's codebook is equally likely at each site.
+    r"""Each of M vectors of the posterior's codebook is equally likely at each of S sites, :math:`p(z) = M^{-S}`.
 
     Args:
         spec: the configuration (it has no fields).
@@ -155,7 +155,7 @@ class UniformCodes(nn.Module):
 
 @final
 class UniformCategories(nn.Module):
-    """Every class is equally likely at each site.
+    r"""Each of M classes is equally likely at each of S sites, :math:`p(z) = M^{-S}`.
 
     Args:
         spec: the configuration (it has no fields).

@@ -61,7 +61,7 @@ class FlowDistribution(Distribution):
 
 @final
 class FlowPrior(nn.Module):
-    r"""A learned prior: a normalising flow over the latents.
+    r"""A learned flow f over the latents, :math:`p(z) = N(f(z); 0, I)\, |\det \partial f|`.
 
     Latents are standardised by ``loc`` and ``scale`` first: 0 and 1, but for a flow that is fitted to latents after
     the training of a model, whose scale may be any.

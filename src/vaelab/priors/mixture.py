@@ -107,7 +107,7 @@ class NormalMixture(Distribution):
 
 @final
 class MixturePrior(nn.Module):
-    r"""A learned mixture of M normals, with diagonal or full covariances.
+    r"""A learned mixture of M normals, :math:`p(z) = \sum_m \pi_m N(z; \mu_m, \Sigma_m)`, each covariance diagonal or full.
 
     Args:
         spec: the configuration.

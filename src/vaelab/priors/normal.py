@@ -19,12 +19,15 @@ from vaelab.specs import Shape
 
 @final
 class StandardNormal(nn.Module):
-    """p(z) = N(0, I) over D latents.
+    r""":math:`p(z) = N(z; 0, I)` over D latents.
 
     Args:
         spec: the configuration (it has no fields).
         head: the posterior's, for D.
         shape: of an image; unused.
+
+    Reference:
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, section 3. https://arxiv.org/abs/1312.6114
     """
 
     space: Space = "real"

@@ -60,7 +60,7 @@ class UniformOnSphere(Distribution):
 
 @final
 class UniformSphere(nn.Module):
-    """The uniform prior on the unit sphere in R^D.
+    r"""The uniform prior on the unit sphere in R^D, :math:`p(z) = 1 / |S^{D-1}|`.
 
     Args:
         spec: the configuration (it has no fields).
