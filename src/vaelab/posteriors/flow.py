@@ -156,8 +156,8 @@ class IAF(nn.Module):
     r"""Head of an encoder: a base normal, and a context h(x) of inverse autoregressive transforms, :math:`z_i =
     \sigma_i(z_{0,<i}, h)\, z_{0,i} + \mu_i(z_{0,<i}, h)`.
 
-    The order of the dimensions is reversed from one transform to the next. A draw takes one pass of each network; the density of another z takes D, as do gradients through the samples alone
-    (``stl``, ``dreg``).
+    The order of the dimensions is reversed from one transform to the next. A draw takes one pass of each network; the
+    density of another z takes D, as do gradients through the samples alone (``stl``, ``dreg``).
 
     Args:
         spec: the configuration.

@@ -63,7 +63,7 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
 
 @final
 class DiagonalNormal(nn.Module):
-    r"""Head of an encoder: linear maps of the features give mean and scale of :math:`\prod_d N(z_d; \mu_d, \sigma_d^2)`.
+    r"""Head of an encoder: linear maps of the features give :math:`q(z|x) = \prod_d N(z_d; \mu_d, \sigma_d^2)`.
 
     Args:
         spec: the configuration.

@@ -107,7 +107,7 @@ class NormalMixture(Distribution):
 
 @final
 class MixturePrior(nn.Module):
-    r"""A learned mixture of M normals, :math:`p(z) = \sum_m \pi_m N(z; \mu_m, \Sigma_m)`, each covariance diagonal or full.
+    r"""A learned mixture :math:`p(z) = \sum_m \pi_m N(z; \mu_m, \Sigma_m)`, with diagonal or full covariances.
 
     Args:
         spec: the configuration.
