@@ -369,6 +369,6 @@ def test_gates_are_for_dense_layers():
     x = torch.rand(3, 1, 8, 8)
     a, b = layers.layers[1](x.flatten(1)).chunk(2, 1)
     torch.testing.assert_close(layers(x), a * torch.sigmoid(b))
-    for spec in (specs.ConvEncoder((4,), activation="gated"), specs.ConvDecoder((4,), activation="gated")):
+    for spec in (specs.ConvEncoder((4,), activation="gated"), specs.ConvDecoder((4, 4), activation="gated")):
         with pytest.raises(UsageError, match="gated is for dense layers"):
             spec.build((1, 8, 8)) if isinstance(spec, specs.ConvEncoder) else spec.build(2, (1, 8, 8))
