@@ -404,6 +404,24 @@ def nll_throughput_table() -> str:
     return "\n".join(lines)
 
 
+def vq_table() -> str:
+    """A codebook's use, and its reconstructions beside those of a continuous latent."""
+    found = {name: _load(f"mnist/{name}") for name in ("vq", "conv-beta")}
+    keys = {"perplexity": "perplexity", "codes_used": "codes used", "mse": "MSE of a pixel", "psnr": "PSNR (dB)",
+            "rate": "rate (nats)"}  # fmt: skip
+    rows = [f"| recipe | {' | '.join(keys.values())} | epochs | minutes of processor time |",
+            "|---" * (3 + len(keys)) + "|"]  # fmt: skip
+    for name, result in found.items():
+        if result is not None:
+            metrics = _own(result)
+            cells = [f"{metrics['mse']['value']:.5f}" if key == "mse" and "mse" in metrics else _cell(metrics.get(key))
+                     for key in keys]  # fmt: skip
+            cpu = result["cpu_seconds"]
+            minutes = "–" if cpu is None else f"{cpu / 60:.0f}"
+            rows.append(f"| `{name}` | {' | '.join(cells)} | {result['epochs']} | {minutes} |")
+    return "\n".join(rows)
+
+
 def factors_table() -> str:
     """Objectives that weigh the dependence of codes, on known factors: means and standard errors over seeds."""
     result = _load("factors")
@@ -461,6 +479,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "published": published_table,
     "factors": factors_table,
+    "vq": vq_table,
     "doctor": doctor_table,
     "tuning": tuning_table,
     "verdicts": verdicts_table,
