@@ -25,6 +25,7 @@ from vaelab.divergences import (
     mmd_of_rows,
     normal_dimensions,
     permute_dimensions,
+    resample,
     similarity,
     squared_distances,
 )
@@ -105,6 +106,47 @@ def test_analytic_and_sampled_kl_agree_in_mean():
     difference = (analytic["distortion"] + analytic["rate"] + sampled["bound"]).detach().double()
     assert difference.mean().abs() <= 3 * difference.std() / len(difference) ** 0.5
     assert difference.std() > 0.1, "one of them is not the other"
+
+
+def test_a_gradient_through_few_samples_is_the_whole_one_in_mean():
+    """The bound is the same number; its gradient agrees in mean over choices, and differs on each."""
+    model, batch = bend(linear_vae(3), 0.8), images(4)
+    parameters = list(model.posterior_head.parameters())
+    whole, few = objectives.IWAE(6), objectives.IWAE(6, backward_samples=2)
+    noise = NOISE
+    exact = torch.cat([g.flatten() for g in gradient(parts_of(whole, model, batch)["bound"].mean(), parameters)])
+
+    class Choosing:  # the same samples, and other choices of them
+        def __init__(self, step):
+            self.normal, self._other = noise.normal, StepNoise(1, step)
+
+        def uniform(self, stream, shape):
+            return self._other.uniform(stream, shape)
+
+    drawn = []
+    for step in range(400):
+        bound = parts_of(few, model, batch, Choosing(step))["bound"]
+        torch.testing.assert_close(bound, parts_of(whole, model, batch)["bound"], rtol=1e-6, atol=1e-5)
+        drawn.append(torch.cat([g.flatten() for g in gradient(bound.mean(), parameters)]))
+    found = torch.stack(drawn).double()
+    error = (found.mean(0) - exact.double()) / (found.std(0) / 20 + 1e-9)
+    assert error.abs().max() < 4.5
+    assert error.square().mean() < 2
+    assert (found.std(0) > 1e-4).float().mean() > 0.5, "a choice makes no difference"
+
+
+def test_resampling_picks_by_weight():
+    log_w = torch.tensor([[0.0], [1.0], [-2.0], [2.0]]).expand(-1, 3)
+    u = torch.rand(3, 20_000, generator=torch.Generator().manual_seed(0))
+    share = torch.stack([(resample(log_w, u) == k).float().mean(1) for k in range(4)])
+    torch.testing.assert_close(share, log_w.softmax(0), atol=2e-3, rtol=0)
+    assert resample(log_w, torch.ones(3, 5)).max() == 3, "rounding leads beyond no end"
+
+
+def test_few_samples_are_for_one_bound_alone():
+    for rule in (objectives.IWAE(4, 2, backward_samples=1), objectives.IWAE(4, elbo_share=0.5, backward_samples=1)):
+        with pytest.raises(UsageError, match="--backward-samples is for one bound alone"):
+            rule.groups(linear_vae(2), nn.ModuleDict())
 
 
 def test_averages_of_bounds_are_what_their_names_say():

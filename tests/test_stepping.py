@@ -43,7 +43,7 @@ RUNS = {
     ),
     # More samples as it goes (a graph for each count), and a prior that is made of posteriors.
     "growing-iwae": override(
-        MLP, objective=IWAE(3, warm_samples=(1, 2), warm_epochs=(1, 1), elbo_share=0.1), prior=specs.VampPrior(5),
+        MLP, objective=IWAE(3, warm_samples=(1, 3), warm_epochs=(1, 1), backward_samples=2), prior=specs.VampPrior(5),
         protocol="dynamic", precision="fp32",
     ),
 }  # fmt: skip

@@ -227,7 +227,8 @@ def check(run: Run) -> None:
 _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
              "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
              "image_size", "num_transforms", "grid", "num_codes", "code_dim", "sites", "classes", "temperature",
-             "residual_channels", "scale", "min_sigma", "num_components"}  # fmt: skip
+             "residual_channels", "scale", "min_sigma", "num_components", "num_samples", "num_bounds",
+             "warm_samples", "warm_epochs", "backward_samples"}  # fmt: skip
 _FRACTION = {"augment_prob"}
 _BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas", "codebook_decay", "restart_below"}
 

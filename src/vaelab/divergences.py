@@ -9,7 +9,7 @@ import math
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
@@ -35,6 +35,21 @@ def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
     if log_w.shape[0] == 0:
         raise ValueError("log_mean_exp needs at least one sample: got K = 0")
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
+
+
+def resample(log_w: Float[Tensor, "K B"], u: Float[Tensor, "B J"]) -> Int[Tensor, "B J"]:
+    r"""Draw J of K samples by their weights: each k at each place with probability :math:`w_k / \sum w`, on average.
+
+    The j-th uniform number picks from the j-th of J equal shares of the weights (stratified resampling): every mean
+    over the J is unbiased, and of less variance than of independent draws.
+
+    Reference:
+        Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models, section 3.
+        https://doi.org/10.2307/1390750
+    """
+    share = torch.softmax(log_w, 0).cumsum(0).mT.contiguous()
+    places = (torch.arange(u.shape[1], device=u.device) + u) / u.shape[1]
+    return torch.searchsorted(share, places.to(share)).clamp(max=len(log_w) - 1)
 
 
 def kl_to_standard_normal(loc: Float[Tensor, "*B D"], log_scale: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:

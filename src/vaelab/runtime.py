@@ -171,6 +171,33 @@ class SampleNoise:
         return self._drawn[key][:, self.first : self.first + shape[1]]
 
 
+@final
+class ChosenNoise:
+    """Some of the noise that is drawn for many samples per example: the samples ``index`` (B, J) of ``total``.
+
+    Args:
+        noise: where the numbers come from.
+        total: samples per example in all.
+        index: which ones, of each example.
+    """
+
+    def __init__(self, noise: Noise, total: int, index: Tensor) -> None:
+        self._noise, self._total, self._index = noise, total, index
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of the chosen samples."""
+        return self._choose(self._noise.normal, stream, shape)
+
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) of the chosen samples."""
+        return self._choose(self._noise.uniform, stream, shape)
+
+    def _choose(self, draw: Callable[[str, Sequence[int]], Tensor], stream: str, shape: Sequence[int]) -> Tensor:
+        whole = draw(stream, (shape[0], self._total, *shape[2:]))
+        index = self._index.reshape(*self._index.shape, *(1 for _ in shape[2:]))
+        return whole.gather(1, index.expand(-1, -1, *shape[2:]))
+
+
 class _Draw(Protocol):
     def __call__(self, size: Sequence[int], *, generator: torch.Generator, device: torch.device | str) -> Tensor: ...
 

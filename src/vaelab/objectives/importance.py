@@ -37,9 +37,19 @@ class IWAE(Objective):
         elbo_share: beta of CIWAE.
         warm_samples, warm_epochs: train with fewer samples first, as in ``(1, 5), (100, 20)``: one sample for 100
             epochs, then five for 20. Monitored is the bound with K from the first epoch on, best counts after these.
+        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. The gradient is
+            :math:`\sum_k \tilde w_k \nabla \log w_k`, of which the mean of these J is an unbiased estimate: few weights
+            count, and a backward pass costs twice a forward one. None: through all.
+
+    Raises:
+        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others.
+
+    Note:
+        With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
 
     Reference:
-        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8. https://arxiv.org/abs/1509.00519
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
+        the K for the backward pass. https://arxiv.org/abs/1509.00519
         Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 4.
         https://arxiv.org/abs/1802.04537
     """
@@ -50,6 +60,9 @@ class IWAE(Objective):
     elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)")
     warm_samples: tuple[int, ...] = option((), "train with so many samples first, one after the other")
     warm_epochs: tuple[int, ...] = option((), "epochs with each of these")
+    backward_samples: int | None = option(
+        None, "send the gradient through so many, drawn by weight; default: through all"
+    )
 
     def __post_init__(self) -> None:
         if len(self.warm_samples) != len(self.warm_epochs):
@@ -62,6 +75,12 @@ class IWAE(Objective):
         """Epochs until K samples are drawn."""
         return float(sum(self.warm_epochs))
 
+    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """One group of all the model's parameters."""
+        if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
+            raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
+        return super().groups(model, networks)
+
     def at(self, epoch: float) -> IWAE:
         """The bound with the number of samples that is drawn at ``epoch``."""
         ends = zip(accumulate(self.warm_epochs), self.warm_samples, strict=True)
@@ -70,8 +89,28 @@ class IWAE(Objective):
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, and mean distortion and rate over the samples."""
+        import torch
+
+        few = self.backward_samples
+        if few is not None and few < self.num_samples and torch.is_grad_enabled():
+            return self._through_few(few, model, batch, noise)
         return weighed_parts(model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise),
                              self.num_bounds, self.elbo_share)  # fmt: skip
+
+    def _through_few(self, few: int, model: LatentVariableModel, batch: Batch, noise: Noise) -> Parts:
+        """The same numbers, and a gradient that flows through some samples."""
+        import torch
+
+        from vaelab.divergences import resample
+        from vaelab.runtime import ChosenNoise
+
+        with torch.no_grad():
+            draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise)
+            parts = weighed_parts(draw, 1)
+            chosen = resample(draw.log_w, noise.uniform("resample", (len(batch.x), few)))
+        again = model.draw(batch.x, num_samples=few, noise=ChosenNoise(noise, self.num_samples, chosen))
+        surrogate = again.log_w.mean(0)
+        return {**parts, "bound": parts["bound"] + surrogate - surrogate.detach()}
 
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """Minus the bound."""
