@@ -34,6 +34,15 @@ def test_every_recipe_survives_json(name):
         (lambda c: c["training"].update(epochs="many"), "training.epochs = 'many': expected int"),
         (lambda c: c["training"].update(epochs=-1), "--epochs -1: must be greater than 0"),
         (lambda c: c.update(surprise=1), "unknown key 'surprise'"),
+        (
+            lambda c: c.update(objective={"kind": "BalancedELBO", "balance": 0.0}),
+            "--balance 0.0: must be greater than 0",
+        ),
+        (
+            lambda c: c.update(objective={"kind": "BalancedELBO", "balance": 3.0}),
+            "--balance 3.0: must be between 0 and 1",
+        ),
+        (lambda c: c.update(objective={"kind": "IWAE", "num_samples": 0}), "--num-samples 0: must be greater than 0"),
     ],
 )
 def test_strict_keys(change, message):

@@ -83,6 +83,7 @@ NOT_PRODUCTS = {"full-normal", "planar", "radial", "iaf", "vmf", "vq", "gumbel-s
 REFUSED = {
     "free-bits": {"mixture", "vamp", "flow", "full-normal", "planar", "radial", "iaf", "vmf", "vq", "gumbel-softmax"},
     "piwae": {"vamp", "vq"},
+    "factor": {"vmf", "vq", "gumbel-softmax"},
     "dreg": {"vamp", "planar", "radial", "vq"},
     "balanced-elbo": {"standard-normal", "uniform-sphere", "uniform-codes", "uniform-categories"},
     "iwae": {"vq"},

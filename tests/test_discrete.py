@@ -508,3 +508,12 @@ def test_what_a_model_without_a_density_has_is_measured_and_the_rest_named(digit
     assert "mutual information, aggregate KL" in found.left_out[0]
     assert evaluate(model, run_of("rae"), digits).keys() == {"distortion"}
     assert "no density" in why_no_bound(model)
+
+
+def test_codes_restart_at_all_places_of_the_grid():
+    head = specs.VectorQuantized((7, 7), num_codes=512, code_dim=1).build(49)
+    with torch.no_grad():
+        head.to_code.weight.fill_(1.0)
+        head.to_code.bias.zero_()
+    head.train()(torch.arange(49.0).expand(128, 49))
+    assert head.seen[:, 2].unique().tolist() == list(map(float, range(49)))

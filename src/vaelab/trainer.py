@@ -262,6 +262,7 @@ class Trainer:
         self.check_finite()
         # Running means of batch norm are each process's own.
         self.team.follow(self.model.buffers())
+        self.team.follow(self.networks.buffers())
         if self.average is not None:
             self.team.follow(self.average.buffers())
         objective = self.run.objective.at(self.step / self.steps_per_epoch)

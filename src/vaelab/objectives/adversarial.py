@@ -46,7 +46,8 @@ class Factor(Objective):
         critic_dims: units of the critic's hidden layers.
 
     Raises:
-        TypeError: for a posterior without a density.
+        TypeError: for a posterior without a density, or whose latents are not any real vectors: permuted dimensions
+            of a one-hot vector, a direction or a code are none.
 
     Note:
         The paper's critic has six layers of 1000 units, two outputs and a smaller learning rate of its own; here it is
@@ -76,6 +77,8 @@ class Factor(Objective):
         """Distortion, rate and penalty; ``tc``, and what the ``critic`` minimises."""
         from vaelab.divergences import permute_dimensions
 
+        if model.space != "real":
+            raise TypeError(f"permuted dimensions are no latents of this model: its latents are {model.space}")
         draw = model.draw(batch.x, noise=noise)
         z, critic = draw.z[0][0], networks["critic"]
         joint = critic(z).float()

@@ -54,6 +54,7 @@ class RAE(Objective):
 
     word: ClassVar[str] = "rae"
     terms: ClassVar[tuple[str, ...]] = ("distortion", "norm")
+    beta = 0.0
     latent_weight: float = option(0.05, "weight on half the squared length of z")
     l2: float = option(1e-4, "weight on the squared parameters of the decoder")
     gradient_penalty: float | None = option(None, "weight on the squared Jacobian of the decoder's mean; None: no such")

@@ -176,6 +176,9 @@ class DReG(Objective):
     Raises:
         UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
 
+    Note:
+        Unbiased for posteriors that are reparameterised; a Gumbel-softmax one passes its gradient straight through.
+
     Reference:
         Tucker et al. (2019), Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, eq. 8.
         https://arxiv.org/abs/1810.04152

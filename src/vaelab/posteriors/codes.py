@@ -197,8 +197,9 @@ class VectorQuantized(nn.Module):
             count = len(self.codebook)
             # A product, not a scattered sum: the same bits each time, on every device and by compiled code.
             chosen = (codes == torch.arange(count, device=codes.device)[:, None]).to(vectors.dtype) / len(codes)
-            # Evenly spaced over a batch that comes in random order.
-            spread = torch.arange(count, device=codes.device) * len(codes) // count
+            # Evenly spaced over a batch that comes in random order, at sites that wander over the whole grid.
+            row, site = torch.arange(count, device=codes.device), self.sites
+            spread = row * (len(codes) // site) // count * site + (row + row // site) % site
             self.seen.copy_(torch.cat([chosen.sum(1, keepdim=True), chosen @ vectors, vectors[spread]], 1))
 
 
