@@ -51,6 +51,9 @@ class Stub(nn.Module):
     def posterior(self, x):
         return Independent(Normal(x, 1.0), 3)
 
+    def center(self, x):
+        return self.posterior(x).mean
+
     def prior(self):
         return self.pz
 
@@ -311,7 +314,10 @@ def test_psnr_and_ssim_known_by_hand():
     luminance = (2 * 0.3 * 0.4 + 0.01**2) / (0.3**2 + 0.4**2 + 0.01**2)
     assert result["ssim"].value == pytest.approx(luminance, abs=1e-6)
     assert (result["psnr"].unit, result["psnr"].n) == ("dB", 6)
-    assert "made test, grey pixels, mean of p(x|z) at the mean of q(z|x)" in str(result["ssim"])
+    assert result["mse"].value == pytest.approx(10 ** (-result["psnr"].value / 10), rel=1e-4), (
+        "all errors are equal here"
+    )
+    assert "made test, grey pixels, mean of p(x|z) at the center of q(z|x)" in str(result["ssim"])
 
 
 def test_psnr_is_the_mean_over_images_not_that_of_the_mean_error():
