@@ -196,4 +196,6 @@ class _Scorer:
                 "the weights of this model are broken, or its pixels are out of range"
             )
         values = {f"k={k}": bound for k, bound in iwae_bounds(log_w).items()}
-        return {name: value.cpu().numpy() for name, value in {**values, "ess": effective_sample_size(log_w)}.items()}
+        # Copies: a few numbers of torch's, kept for each image, would hold the large blocks beside them in memory.
+        values["ess"] = effective_sample_size(log_w)
+        return {name: value.cpu().numpy().copy() for name, value in values.items()}
