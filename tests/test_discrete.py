@@ -139,7 +139,7 @@ def test_the_codebook_follows_moving_averages_over_two_steps():
         codes = nearest(z_e, codebook)
         head.train()(features)
         torch.testing.assert_close(head.codebook, codebook, msg="a forward pass moves nothing")
-        head.follow(Team())
+        head.move(Team())
         for k in range(7):
             mine = z_e[codes == k]
             counts[k] = 0.7 * counts[k] + 0.3 * len(mine)
@@ -165,7 +165,7 @@ def test_a_code_out_of_use_starts_again_at_a_vector_of_the_batch(head):
     features = torch.randn(8, 30)
     z_e = sites_of(head, features).flatten(0, 1)
     head.train()(features)
-    head.follow(Team())
+    head.move(Team())
     assert (head.codebook[3] == z_e).all(1).any() or torch.isclose(head.codebook[3], z_e, atol=1e-5).all(1).any()
     torch.testing.assert_close(head.share[3], torch.tensor(1 / 7))
 
@@ -184,7 +184,7 @@ def test_several_processes_learn_one_codebook_that_of_the_whole_batch(monkeypatc
         return head
 
     whole, halves = shown(slice(None)), [shown(slice(4)), shown(slice(4, None))]
-    whole.follow(Team())
+    whole.move(Team())
     mail, together = [], threading.Barrier(2, timeout=20)  # a thread in place of each process
 
     def all_reduce(values):
@@ -194,7 +194,7 @@ def test_several_processes_learn_one_codebook_that_of_the_whole_batch(monkeypatc
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: halves[rank].follow(Team(rank, 2)), range(2)))
+        list(pool.map(lambda rank: halves[rank].move(Team(rank, 2)), range(2)))
     assert same_bits(halves[0].state_dict(), halves[1].state_dict())
     kept = [0, 2, 3, 5, 6]
     torch.testing.assert_close(halves[0].share, whole.share)

@@ -9,7 +9,7 @@ ROOT = Path(vaelab.__file__).parent
 
 LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
-    {"networks", "flows", "likelihoods", "priors", "posteriors"},
+    {"distribution", "networks", "flows", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
     {
         "compiling",

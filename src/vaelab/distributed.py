@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,6 +88,15 @@ class Team:
     def share(self, items: Iterable[T]) -> Iterator[T]:
         """This process's part of some work."""
         return itertools.islice(items, self.rank, None, self.world)
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """A part of a model that moves by what it saw in a step, as averages do, and not by a gradient."""
+
+    def move(self, team: Team) -> None:
+        """Move by what the last training batch showed, that of all processes together; called after each step."""
+        ...
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from vaelab.cli.common import parse, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import UsageError
 from vaelab.labels import cost
-from vaelab.recipes import RECIPES, recipe
+from vaelab.recipes import RECIPES, Recipe, recipe
 
 
 def recipes() -> None:
@@ -24,12 +24,19 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
-        length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
-        facts = [f"source {entry.source}", f"{length} on one CPU core"]
+        facts = [f"source {entry.source}", duration(entry)]
         facts += [f"published (MNIST test): {published}" if published else "no comparable number is published"]
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")
     Console().print(table, highlight=False)
+
+
+def duration(entry: Recipe) -> str:
+    """How long a recipe takes, as far as that is known."""
+    if entry.minutes is None:
+        return "its time was never measured"
+    length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
+    return f"{length} on one CPU core"
 
 
 def train() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from vaelab.distribution import Unchecked
 from vaelab.specs import Spec
 
 # Pixels in {0, 1}; reals in [0, 1]; the 256 levels v/255; reals.
@@ -45,7 +46,7 @@ class Likelihood(Protocol):
         ...
 
 
-class Pixels(Distribution, ABC):
+class Pixels(Unchecked, ABC):
     """Independent pixels as one event (C, H, W), made of some tensors (*leading, C, H, W), or (*leading, P, C, H, W).
 
     Args:
@@ -56,12 +57,7 @@ class Pixels(Distribution, ABC):
     def __init__(self, *parameters: Tensor, own: int) -> None:
         self._parameters, self._own = parameters, own
         batch, event = parameters[0].shape[:-own], parameters[0].shape[-3:]
-        super().__init__(batch, event, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: parameters are unbounded."""
-        return {}
+        super().__init__(batch, event)
 
     @property
     def support(self) -> constraints.Constraint:

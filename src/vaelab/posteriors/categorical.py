@@ -11,15 +11,15 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.posteriors.posterior import LogDensity, Space
 from vaelab.runtime import Noise
 
 
 @final
-class CategoricalPosterior(Distribution):
+class CategoricalPosterior(Unchecked):
     r"""S independent one-hot vectors of M classes, flat: :math:`q(z|x) = \prod_s \prod_m \pi_{sm}^{z_{sm}}`.
 
     A draw is always one-hot, so log-masses, bounds and the KL are those of the discrete model.
@@ -34,14 +34,9 @@ class CategoricalPosterior(Distribution):
 
     def __init__(self, logits: Tensor, temperature: float) -> None:
         *batch, sites, classes = logits.shape
-        super().__init__(torch.Size(batch), torch.Size([sites * classes]), validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(torch.Size(batch), torch.Size([sites * classes]))
         self.log_pi = logits.log_softmax(-1)
         self.temperature = temperature
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: what it is made of is checked where it is made."""
-        return {}
 
     @property
     def mean(self) -> Tensor:

@@ -11,17 +11,17 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from vaelab import specs
 from vaelab.distributed import Team
+from vaelab.distribution import PointMass
 from vaelab.errors import UsageError
 from vaelab.posteriors.posterior import LogDensity, Space
 from vaelab.runtime import Noise
 
 
 @final
-class CodePosterior(Distribution):
+class CodePosterior(PointMass):
     """All mass on one code at each site, so that the log-mass of what is drawn is 0.
 
     Args:
@@ -30,31 +30,9 @@ class CodePosterior(Distribution):
         penalty: (B,), the commitment.
     """
 
-    has_rsample = True
-
     def __init__(self, loc: Tensor, codes: Tensor, penalty: Tensor | None) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # pyright: ignore[reportUnknownMemberType]
-        self.loc, self.codes, self.penalty = loc, codes, penalty
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: what it is made of is checked where it is made."""
-        return {}
-
-    @property
-    def mean(self) -> Tensor:
-        """The codes' vectors."""
-        return self.loc
-
-    @property
-    def center(self) -> Tensor:
-        """The codes' vectors."""
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        """0."""
-        return torch.zeros_like(self.loc)
+        super().__init__(loc)
+        self.codes, self.penalty = codes, penalty
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> CodePosterior:
         """The same distribution with more leading dimensions."""
@@ -66,10 +44,6 @@ class CodePosterior(Distribution):
         """Log-mass (*leading) of latents (*leading, D): 0 for these very vectors, else minus infinity."""
         same = (value == self.loc).all(-1)
         return torch.where(same, 0.0, -math.inf)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """The codes' vectors, repeated."""
-        return self.loc.expand(*sample_shape, *self.loc.shape)
 
     def rsample_and_log_prob(
         self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False
@@ -93,7 +67,7 @@ class VectorQuantized(nn.Module):
     .. math:: N_k \leftarrow \lambda N_k + (1 - \lambda) n_k, \quad m_k \leftarrow \lambda m_k + (1 - \lambda) s_k,
         \quad e_k = m_k / N_k.
 
-    A forward pass in training mode only notes what it saw; ``follow``, after the optimizer's step, moves the codebook.
+    A forward pass in training mode only notes what it saw; ``move``, after the optimizer's step, moves the codebook.
     So a draw changes no later draw, a step that fails changes nothing, and every process has the same codebook.
 
     Args:
@@ -159,7 +133,7 @@ class VectorQuantized(nn.Module):
             row = torch.arange(len(self.codebook), device=z_e.device)
             self._start(z_e[row % len(z_e), (row + row // len(z_e)) % self.sites])
 
-    def follow(self, team: Team) -> None:
+    def move(self, team: Team) -> None:
         """Move the codebook to what the last training batch showed, that of all processes together."""
         with torch.no_grad():
             seen, half = self.seen.clone(), 1 + self.spec.code_dim

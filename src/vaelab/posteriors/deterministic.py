@@ -7,58 +7,28 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from vaelab import specs
+from vaelab.distribution import PointMass
 from vaelab.posteriors.posterior import Space
 from vaelab.runtime import Noise
 
 
 @final
-class PointPosterior(Distribution):
+class PointPosterior(PointMass):
     r"""All mass on one vector: :math:`q(z|x) = \delta(z - f(x))`. It has a mean and no density, so no KL and no bound.
 
     Args:
         loc: (B, D).
     """
 
-    has_rsample = True
     penalty: Tensor | None = None
-
-    def __init__(self, loc: Tensor) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # pyright: ignore[reportUnknownMemberType]
-        self.loc = loc
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: what it is made of is checked where it is made."""
-        return {}
-
-    @property
-    def mean(self) -> Tensor:
-        """The vector."""
-        return self.loc
-
-    @property
-    def center(self) -> Tensor:
-        """The vector."""
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        """0."""
-        return torch.zeros_like(self.loc)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PointPosterior:
         """The same distribution with more leading dimensions."""
         return PointPosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]))
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """The vector, repeated."""
-        return self.loc.expand(*sample_shape, *self.loc.shape)
 
     def rsample_and_log_prob(self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False) -> tuple[Tensor, None]:
         """The vector, repeated; no noise is drawn, and there is no density."""

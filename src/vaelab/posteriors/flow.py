@@ -10,9 +10,9 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.flows import Conditioned, Flow, MaskedFlow, Planar, Radial
 from vaelab.posteriors.normal import NormalPosterior
 from vaelab.posteriors.posterior import LogDensity, Space
@@ -20,7 +20,7 @@ from vaelab.runtime import Noise
 
 
 @final
-class FlowPosterior(Distribution):
+class FlowPosterior(Unchecked):
     r"""The law of :math:`z = f(z_0)` for a diagonal normal :math:`z_0` and an invertible f.
 
     :math:`\log q(z|x) = \log q_0(z_0|x) - \log |\det \partial f / \partial z_0|`, in nats. Neither mean nor variance is
@@ -35,13 +35,8 @@ class FlowPosterior(Distribution):
     penalty: Tensor | None = None
 
     def __init__(self, base: NormalPosterior, flow: Flow) -> None:
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        super().__init__(base.batch_shape, base.event_shape)
         self.base, self.flow = base, flow
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     @property
     def center(self) -> Tensor:

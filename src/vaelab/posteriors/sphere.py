@@ -12,10 +12,10 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 from torch.nn.functional import normalize, pad, softplus
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.errors import UsageError
 from vaelab.posteriors.posterior import LogDensity, Space
 from vaelab.runtime import Noise
@@ -35,7 +35,7 @@ def log_area(dim: int) -> float:
 
 
 @final
-class VonMisesFisherPosterior(Distribution):
+class VonMisesFisherPosterior(Unchecked):
     r"""The von Mises-Fisher law on the unit sphere: :math:`q(z|x) = C_D(\kappa) \exp(\kappa \mu^T z)`.
 
     A density with respect to the sphere's area. The angle :math:`\theta` between z and :math:`\mu` has the density
@@ -60,13 +60,8 @@ class VonMisesFisherPosterior(Distribution):
     penalty: Tensor | None = None
 
     def __init__(self, loc: Tensor, kappa: Tensor) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+        super().__init__(loc.shape[:-1], loc.shape[-1:])
         self.loc, self.kappa = loc, kappa
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     @cached_property
     def angle(self) -> AngleLaw:

@@ -10,10 +10,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownVariableType]
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.errors import UsageError
 from vaelab.posteriors import CategoricalPosterior, CodePosterior, GumbelSoftmax, Head, Space, VectorQuantized
 from vaelab.posteriors.codes import nearest
@@ -25,7 +26,7 @@ _SAME = 1e-5  # of the codebook's greatest number, by which a vector may be off 
 
 
 @final
-class UniformCodeVectors(Distribution):
+class UniformCodeVectors(Unchecked):
     r"""S codes of a codebook of M, each equally likely, as their vectors: :math:`\log p(z) = -S \log M`.
 
     Args:
@@ -35,13 +36,8 @@ class UniformCodeVectors(Distribution):
 
     def __init__(self, codebook: Tensor, sites: int) -> None:
         size = torch.Size([sites * codebook.shape[1]])
-        super().__init__(torch.Size(), size, validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(torch.Size(), size)
         self.codebook, self.sites = codebook, sites
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: what it is made of is checked where it is made."""
-        return {}
 
     @property
     def entropy_nats(self) -> float:
@@ -68,7 +64,7 @@ class UniformCodeVectors(Distribution):
 
 
 @final
-class UniformOneHot(Distribution):
+class UniformOneHot(Unchecked):
     r"""S one-hot vectors of M classes, each equally likely: :math:`\log p(z) = -S \log M`.
 
     Args:
@@ -76,13 +72,8 @@ class UniformOneHot(Distribution):
     """
 
     def __init__(self, uniform: Tensor) -> None:
-        super().__init__(torch.Size(), torch.Size([uniform.numel()]), validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(torch.Size(), torch.Size([uniform.numel()]))
         self.uniform = uniform
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: what it is made of is checked where it is made."""
-        return {}
 
     @property
     def entropy_nats(self) -> float:

@@ -10,9 +10,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.flows import MaskedFlow
 from vaelab.posteriors import Head, Space
 from vaelab.priors.prior import Encode
@@ -21,7 +22,7 @@ from vaelab.specs import Shape
 
 
 @final
-class FlowDistribution(Distribution):
+class FlowDistribution(Unchecked):
     r"""The law of a z whose image under a flow f is standard normal: :math:`p(z) = N(f(z); 0, I)\, |\det \partial f|`.
 
     Here f is a network of the standardised z, (z - loc) / scale. Scoring is the fast direction; a sample is mapped
@@ -33,13 +34,8 @@ class FlowDistribution(Distribution):
     """
 
     def __init__(self, flow: MaskedFlow, loc: Tensor, scale: Tensor) -> None:
-        super().__init__(torch.Size(), loc.shape, validate_args=False)
+        super().__init__(torch.Size(), loc.shape)
         self.flow, self.loc, self.scale = flow, loc, scale
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*leading) of latents (*leading, D), in nats."""

@@ -10,9 +10,10 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, constraints
+from torch.distributions import Categorical, Distribution
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.posteriors import Head, NormalPosterior, Space
 from vaelab.priors.prior import Encode
 from vaelab.runtime import Noise
@@ -20,7 +21,7 @@ from vaelab.specs import Shape
 
 
 @final
-class NormalMixture(Distribution):
+class NormalMixture(Unchecked):
     r"""A mixture of M normals, :math:`p(z) = \sum_m \pi_m N(z; \mu_m, (P_m^T P_m)^{-1})`.
 
     As ``torch.distributions.MixtureSameFamily``, but diagonal components are scored by two matrix products in place of
@@ -39,16 +40,11 @@ class NormalMixture(Distribution):
     """
 
     def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor, lower: Tensor | None = None) -> None:
-        super().__init__(torch.Size(), loc.shape[-1:], validate_args=False)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(torch.Size(), loc.shape[-1:])
         self.log_weights = logits - logits.logsumexp(-1)
         self.loc, self.log_scale = loc, log_scale
         # Factors of inverse covariances: scores, which are asked for far more often than draws, are products.
         self.whitening = None if lower is None else lower.tril(-1) + torch.diag_embed(torch.exp(-log_scale))
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*leading) of latents (*leading, D), in nats."""

@@ -6,11 +6,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownVariableType]
 from torch.nn.functional import normalize
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.posteriors import Head, Space
 from vaelab.posteriors.sphere import VonMisesFisherPosterior, log_area
 from vaelab.priors.prior import Encode
@@ -19,7 +20,7 @@ from vaelab.specs import Shape
 
 
 @final
-class UniformOnSphere(Distribution):
+class UniformOnSphere(Unchecked):
     r"""The uniform law on the unit sphere in R^D: :math:`\log p(z) = -\log |S^{D-1}|`, with respect to its area.
 
     Args:
@@ -27,13 +28,8 @@ class UniformOnSphere(Distribution):
     """
 
     def __init__(self, zeros: Tensor) -> None:
-        super().__init__(torch.Size(), zeros.shape, validate_args=False)
+        super().__init__(torch.Size(), zeros.shape)
         self.zeros = zeros
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     @property
     def mean(self) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Independent, Normal
 
 from vaelab import specs
+from vaelab.distribution import Unchecked
 from vaelab.divergences import kl_to_standard_normal, log_mean_exp
 from vaelab.posteriors import Head, NormalPosterior, Space
 from vaelab.priors.prior import Encode, NoDensityError
@@ -24,7 +25,7 @@ _FIRST_GAMMA = 0.1  # of the spread of latents
 
 
 @final
-class SecondStage(Distribution):
+class SecondStage(Unchecked):
     r"""Latents that a second VAE makes: :math:`u \sim N(0, I)`, :math:`z \sim N(f(u), \gamma^2 I)`.
 
     Their density :math:`p(z) = \int N(z; f(u), \gamma^2 I)\, N(u; 0, I)\, du` has no closed form: it can be sampled
@@ -35,13 +36,8 @@ class SecondStage(Distribution):
     """
 
     def __init__(self, part: TwoStage) -> None:
-        super().__init__(torch.Size(), part.loc.shape, validate_args=False)
+        super().__init__(torch.Size(), part.loc.shape)
         self._part = part
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Of no parameter: nothing is checked here."""
-        return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Unknown."""

@@ -18,7 +18,7 @@ class Recipe:
         source: the description that it implements.
         published: the source's numbers on MNIST's test set, by the metric's name (nats per image, or units); empty if
             it gives none for the same data and protocol.
-        minutes: what full length takes on one CPU core, as measured.
+        minutes: what full length takes on one CPU core, as measured; None: never measured.
         shown: what ``reproduce`` measures where nothing is published.
     """
 
@@ -26,5 +26,5 @@ class Recipe:
     title: str
     source: str
     published: dict[str, float]
-    minutes: float
+    minutes: float | None
     shown: tuple[str, ...] = ("negative_elbo", "distortion", "rate")

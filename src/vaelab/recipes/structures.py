@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         "regularised autoencoder (RAE-L2), 16 latents; its prior is fitted afterwards",
         "Ghosh et al. (2020), https://arxiv.org/abs/1903.12436",
         {},
-        15,
+        None,
         ("distortion", "mse"),
     ),
     "ae-2d": Recipe(
@@ -118,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
         "autoencoder with 2 latents: mlp-2d without its prior",
         "Hinton & Salakhutdinov (2006), https://doi.org/10.1126/science.1127647",
         {},
-        3,
+        None,
         ("distortion", "mse"),
     ),
     "sigma-vae": Recipe(
@@ -126,20 +126,20 @@ RECIPES: dict[str, Recipe] = {
         "784-512-20 VAE on real-valued pixels with the best sigma",
         "Rybkin, Daniilidis & Levine (2021), https://arxiv.org/abs/2006.13202",
         {},
-        4,
+        None,
     ),
     "tc": Recipe(
         tc,
         "beta-TCVAE on sprites of known factors",
         "Chen et al. (2018), https://arxiv.org/abs/1802.04942",
         {},
-        10,
+        None,
     ),
     "factor": Recipe(
         factor,
         "FactorVAE on sprites of known factors",
         "Kim & Mnih (2018), https://arxiv.org/abs/1802.05983",
         {},
-        12,
+        None,
     ),
 }
