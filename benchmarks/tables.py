@@ -43,11 +43,13 @@ def collect(path: Path) -> None:
     run = folder.run
     findings = diagnose(examine(run, load_model(path), load_data(run), folder.history(), folder.failure()))
     history, config, state = folder.history(), folder.config(), folder.load_last()
+    refit = config.get("refit")
     if state is None or state["best"] is None:
         raise FailureError(f"{path} has no best epoch: its run is not finished")
     best = history[state["best"][1] - 1]
     result = {
-        "command": command(folder.run),
+        "command": command(folder.run) if refit is None else refit["command"],
+        **({} if refit is None else {"refit": refit}),
         "epochs": history[-1]["epoch"],
         "best_epoch": best["epoch"],
         "validation": {key: best[f"validation_{key}"] for key in ("loss", *run.objective.terms)},
@@ -62,7 +64,8 @@ def collect(path: Path) -> None:
         "test": measured["splits"]["test"],
         "doctor": [dataclasses.asdict(finding) for finding in findings],
     }
-    write_json(RESULTS / "mnist" / f"{folder.run.recipe}.json", result)
+    name = folder.run.recipe if refit is None else f"{folder.run.recipe}-{refit['after']['prior']}"
+    write_json(RESULTS / "mnist" / f"{name}.json", result)
 
 
 def command(run: Run) -> str:
@@ -106,7 +109,7 @@ def recipes_table() -> str:
         if "objective" in entry.published:
             ours = metrics["objective"]["value"]
             published += f", weighted sum {entry.published['objective']:.2f} (ours: {ours:.2f})"
-        cells = [_number(metrics[key]) for key in ("distortion", "rate", "negative_elbo")]
+        cells = [_cell(metrics.get(key)) for key in ("distortion", "rate", "negative_elbo")]
         threads = result["resolved"]["threads"]
         minutes = result["median_epoch_seconds"] * result["epochs"] / 60
         length = f"{minutes:.0f} min" if minutes >= 1 else f"{minutes * 60:.0f} s"
@@ -422,6 +425,28 @@ def vq_table() -> str:
     return "\n".join(rows)
 
 
+def holes_table() -> str:
+    """An autoencoder beside the VAE on its networks, and with a prior that was fitted to its codes."""
+    about = {
+        "mlp-2d": "`mlp-2d`, standard normal prior",
+        "ae-2d": "`ae-2d`, sampled from a standard normal",
+        "ae-2d-mixture": "`ae-2d`, sampled from a mixture fitted to its codes",
+    }
+    columns = {key: PICTURES[key] for key in ("psnr", "frechet", "frechet_floor")}
+    rows = [f"| | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
+    found = {name: result for name in about if (result := _load(f"mnist/{name}")) is not None}
+    for name, result in found.items():
+        rows.append(f"| {about[name]} | {' | '.join(_cell(_own(result).get(key)) for key in columns)} |")
+    if "ae-2d-mixture" in found:
+        refit = found["ae-2d-mixture"]["refit"]
+        before, after = (_number(refit[when]) for when in ("before", "after"))
+        rows.append(
+            f"\nlog p(z) of a code of each validation image: {before} nats under the standard normal, {after} under "
+            f"the mixture (`{refit['command']}`)."
+        )
+    return "\n".join(rows)
+
+
 def factors_table() -> str:
     """Objectives that weigh the dependence of codes, on known factors: means and standard errors over seeds."""
     result = _load("factors")
@@ -479,6 +504,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "published": published_table,
     "factors": factors_table,
+    "holes": holes_table,
     "vq": vq_table,
     "doctor": doctor_table,
     "tuning": tuning_table,

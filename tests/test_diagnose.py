@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from vaelab import diagnose as doctor
+from vaelab import objectives, specs
 from vaelab.cli import main
 from vaelab.diagnose import Symptoms, diagnose
+from vaelab.recipes import recipe
 
 
 def epochs(losses, beta=1.0):
@@ -85,6 +87,23 @@ def test_surplus_dimensions_are_a_note_and_say_what_is_enough():
     assert [(finding.name, finding.kind) for finding in found] == [("latent too large", "note")]
     assert "8 of 20" in found[0].evidence
     assert "--latent-dim 10" in found[0].remedy
+
+
+def test_an_autoencoder_is_told_to_fit_a_prior_and_of_no_hole():
+    lost = replace(HEALTHY, rate=None, two_sample=(0.97, 0.01), beta=0.0, can_weigh=False)
+    (found,) = diagnose(replace(lost, prior_held=False))
+    assert (found.name, found.kind) == ("no prior yet", "note")
+    assert "refit" in found.remedy
+    (found,) = diagnose(lost)
+    assert found.name == "hole between codes and prior"
+    assert "--beta" not in found.remedy, "the objective has no such setting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"), [({}, False), ({"prior": specs.Mixture(3)}, True), ({"objective": objectives.AAE()}, True)]
+)
+def test_what_holds_a_prior_is_read_from_the_run(changes, held, digits):
+    assert doctor.examine(replace(recipe("ae-2d"), **changes), None, digits, []).prior_held is held
 
 
 def test_nan_says_step_term_and_last_good_checkpoint():

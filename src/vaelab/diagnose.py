@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset
 from vaelab.evaluate import annealed, latents
@@ -67,6 +68,8 @@ class Symptoms:
         distortion: mean validation distortion.
         rate: mean rate of each dimension over validation images, (D,).
         two_sample: accuracy of telling q(z) from p(z), and its standard error.
+        prior_held: codes were led to the prior, or it was fitted to them afterwards.
+        can_weigh: the objective has a ``--beta`` that could be raised.
         annealed_train, annealed_validation: -log p(x) of some images by annealing, where the -ELBO differs.
     """
 
@@ -83,6 +86,8 @@ class Symptoms:
     distortion: float = math.nan
     rate: NDArray[np.float64] | None = None
     two_sample: tuple[float, float] | None = None
+    prior_held: bool = True
+    can_weigh: bool = True
     annealed_train: NDArray[np.float64] | None = None
     annealed_validation: NDArray[np.float64] | None = None
 
@@ -119,6 +124,8 @@ def examine(
         binary=data.binary,
         support=likelihood.support,
         train_size=len(data.train),
+        prior_held=run.objective.holds_a_prior or not isinstance(run.prior, specs.StandardNormal),
+        can_weigh=any(field.name == "beta" for field in fields(run.objective)),
     )
     if model is None:
         return symptoms
@@ -269,10 +276,26 @@ def _size(s: Symptoms) -> Finding | None:
     return None
 
 
+def _no_prior(s: Symptoms) -> Finding | None:
+    if s.prior_held:
+        return None
+    seen = "" if s.two_sample is None else f": a classifier tells them apart {s.two_sample[0]:.0%} of the time"
+    return Finding(
+        "no prior yet",
+        "note",
+        f"the objective did not lead codes to the standard normal that samples are drawn from{seen}",
+        "vaelab refit RUN --prior mixture (or flow) fits a prior to the codes; reconstructions need none",
+    )
+
+
 def _hole(s: Symptoms) -> Finding | None:
     if s.two_sample is None or s.two_sample[0] < HOLE:
         return None
-    remedy = "raise --beta towards 1" if s.beta < 1 else "train longer, or take a smaller --latent-dim"
+    later = "or fit a prior to the codes: vaelab refit RUN --prior mixture"
+    if s.beta < 1 and s.can_weigh:
+        remedy = f"raise --beta towards 1, {later}"
+    else:
+        remedy = f"train longer, take a smaller --latent-dim, {later}"
     return Finding(
         "hole between codes and prior",
         "illness",
@@ -343,6 +366,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     # Not a latent that is too small: over-fitting fills no dimension, and a network with too few can over-fit as well.
     "over-fitting": ("hole between codes and prior", "latent too large"),
     "over-fitting of the encoder": _OF_THE_CODES,
+    "no prior yet": ("hole between codes and prior",),
     "hole between codes and prior": ("latent too small",),
 }  # fmt: skip
 
@@ -354,6 +378,7 @@ RULES: tuple[Callable[[Symptoms], Finding | None], ...] = (
     _collapse,
     _undertrained,
     _overfit,
+    _no_prior,
     _hole,
     _size,
 )

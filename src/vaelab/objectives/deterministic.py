@@ -54,6 +54,7 @@ class RAE(Objective):
 
     word: ClassVar[str] = "rae"
     terms: ClassVar[tuple[str, ...]] = ("distortion", "norm")
+    holds_a_prior: ClassVar[bool] = False
     beta = 0.0
     latent_weight: float = option(0.05, "weight on half the squared length of z")
     l2: float = option(1e-4, "weight on the squared parameters of the decoder")
