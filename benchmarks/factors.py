@@ -21,8 +21,8 @@ import tyro
 import vaelab as v
 from vaelab.checkpoint import read_json, write_json
 from vaelab.config import Run
-from vaelab.data import Dataset, Split, sprites
-from vaelab.evaluate import Estimate, factors, latents
+from vaelab.data import Dataset
+from vaelab.evaluate import Estimate, factors
 from vaelab.folder import source_commit
 from vaelab.models import VAE
 from vaelab.runtime import cpu_name
@@ -95,27 +95,10 @@ def configured(name: str, seed: int, options: Options) -> Run:
 def measured(model: VAE, run: Run, data: Dataset, images: int | None) -> dict[str, Estimate]:
     """Distortion and rate on the test images; how codes lie to factors, on all images."""
     on_test = v.evaluate.evaluate(model, run, data, "test")
-    everything = whole(data, images)
-    codes = latents.encode(model, everything, "test")
-    values = sprites.factors(everything.test.index.numpy())
-    protocol = f"sprites, all {len(codes):,} images, 1 posterior sample"
-    return {
-        **{name: on_test[name] for name in ("distortion", "rate")},
-        "active_units": latents.active_units(codes, protocol),
-        "total_correlation": factors.total_correlation(codes, protocol),
-        "mutual_information_gap": factors.mutual_information_gap(codes, values, protocol),
-        **factors.disentanglement(codes, values, protocol),
-    }
-
-
-def whole(data: Dataset, images: int | None) -> Dataset:
-    """All images as the test split, in the order of their rows."""
-    parts = [data.train, data.validation, data.test]
-    order = torch.cat([part.index for part in parts]).argsort()
-    if images is not None:
-        order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))[:images]]
-    x, index = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("x", "index"))
-    return replace(data, test=Split(x, torch.from_numpy(sprites.factors(index.numpy())[:, 0]), index))
+    scores, left_out = factors.known_factors(model, data, images)
+    if left_out:
+        raise SystemExit(" ".join(left_out))
+    return {**{name: on_test[name] for name in ("distortion", "rate")}, **scores}
 
 
 def described(options: Options, rows: dict[str, Any], scores: dict[str, Estimate]) -> dict[str, Any]:

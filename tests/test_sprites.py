@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from vaelab import specs
 from vaelab.data import load, sprites
-from vaelab.data.datasets import SPLITS
+from vaelab.data.datasets import SPLITS, Split
 from vaelab.errors import UsageError
 from vaelab.evaluate import factors, latents
+from vaelab.evaluate.overview import overview
+from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 
 
@@ -195,6 +198,51 @@ def test_the_standard_errors_are_those_of_repetition():
     found = [factors.total_correlation(codes_of(rng.normal(size=(300, 2)) @ mixing, 1e-3), "") for _ in range(40)]
     ratio = np.std([f.value for f in found], ddof=1) / np.mean([f.stderr for f in found])
     assert 0.7 < ratio < 1.4  # a standard deviation of 40 has an error of 11 %
+
+
+# --- of a model -----------------------------------------------------------------------------------------------------
+
+
+def model_of(posterior, prior) -> VAE:
+    torch.manual_seed(0)
+    return VAE(specs.MLPEncoder((8,)), posterior, prior, specs.MLPDecoder((8,)), specs.Bernoulli(), (1, 32, 32)).eval()
+
+
+@pytest.fixture(scope="module")
+def few():
+    data = load("sprites")
+    return dataclasses.replace(data, train=data.train.first(900), **{s: data.split(s).first(60) for s in SPLITS[1:]})
+
+
+def test_codes_of_all_splits_are_scored_against_the_factors_of_their_own_images(few):
+    model = model_of(specs.DiagonalNormal(3), specs.StandardNormal())
+    with torch.no_grad():
+        model.posterior_head.loc_and_log_scale.bias[3:] -= 4  # codes that are sure of where they lie, and so know something
+    found = overview(model, few, "test", 100)
+    names = {"total_correlation", "mutual_information_gap", "disentanglement", "completeness", "informativeness"}
+    assert names <= found.metrics.keys()
+    assert {found.metrics[name].n for name in names} == {1020}
+    assert "sprites, all 1,020 images" in found.metrics["disentanglement"].protocol
+    # The same images in their own order and in the splits': a score that mixed up rows would see nothing of them.
+    index = np.sort(np.concatenate([few.split(s).index.numpy() for s in SPLITS]))
+    x = torch.from_numpy(sprites.images().x[index])
+    ordered = Split(x, None, torch.from_numpy(index))
+    codes = latents.encode(model, dataclasses.replace(few, test=ordered), "test")
+    gap = factors.mutual_information_gap(codes, sprites.factors(index), "")
+    assert found.metrics["mutual_information_gap"].value == pytest.approx(gap.value, rel=1e-6)
+    mixed_up = np.random.default_rng(0).permutation(sprites.factors(index))
+    known, by_chance = (factors.factor_information(codes, rows).max() for rows in (sprites.factors(index), mixed_up))
+    assert known > 3 * by_chance
+
+
+def test_scores_that_a_model_cannot_have_are_said_to_be_left_out(few, digits):
+    sphere = model_of(specs.VonMisesFisher(3), specs.UniformSphere())
+    scores, left_out = factors.known_factors(sphere, few, images=500)
+    assert scores.keys() == {"total_correlation", "disentanglement", "completeness", "informativeness"}
+    assert len(left_out) == 1
+    assert left_out[0].startswith("No mutual information gap: ")
+    with pytest.raises(UsageError, match="what made the images of digits"):
+        factors.known_factors(sphere, digits)
 
 
 def test_what_cannot_be_scored_is_refused(some):

@@ -17,6 +17,7 @@ from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, recipe
 from vaelab.train import fit, with_absolute_path
 
+OF_CODES = {"active_units", "perplexity", "total_correlation", "mutual_information_gap"}
 SHORT = 10.0  # minutes: a recipe that costs less is run with three seeds, else with one
 
 
@@ -106,7 +107,7 @@ def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -
     parts: dict[Part, bool] = {
         "elbo": True,
         "nll": bool(likelihoods),
-        "latents": bool({"active_units", "perplexity"} & set(wanted)),
+        "latents": bool(OF_CODES & set(wanted)),
         "reconstruction": "mse" in wanted,
     }
     needed: tuple[Part, ...] = tuple(part for part, is_needed in parts.items() if is_needed)

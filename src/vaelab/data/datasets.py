@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaelab.data.readers import Images
-from vaelab.data.sources import Pool, Reading, find
+from vaelab.data.sources import Factors, Pool, Reading, find
 from vaelab.errors import UsageError
 from vaelab.models import Batch
 from vaelab.runtime import Noise, RowNoise
@@ -117,6 +117,7 @@ class Dataset:
         train, validation, test: the splits; they never overlap.
         binary: every pixel that a model sees is 0 or 1.
         classes: names of the classes, or None.
+        factors: what made images (N, F), by their row numbers (N,), the ``index`` of a batch; None: that is not known.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Dataset:
     test: Split
     binary: bool
     classes: tuple[str, ...] | None
+    factors: Factors | None = None
 
     @property
     def shape(self) -> Shape:
@@ -232,7 +234,8 @@ def load(
         Split(torch.from_numpy(images.x), None if images.y is None else torch.from_numpy(images.y), index)
         for images, index in zip(parts, _indices(pool, parts), strict=True)
     ]
-    return Dataset(pool.name, protocol, *splits, binary=binary or protocol != "grey", classes=pool.train.classes)
+    binary = binary or protocol != "grey"
+    return Dataset(pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors)
 
 
 def _streamed(pool: Pool, protocol: Protocol, validation_size: float | None, test_size: float | None) -> Dataset:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from platformdirs import user_cache_path
 
@@ -27,6 +28,7 @@ from vaelab.data.readers import (
     read_idx_pair,
     unpacked,
 )
+from vaelab.data.sprites import factors as sprite_factors
 from vaelab.data.sprites import images as sprite_images
 from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
@@ -43,6 +45,10 @@ class Reading:
     value_range: Range = "auto"
 
 
+# What made the images (N, F), each factor counted from 0, by their row numbers (N,).
+Factors = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
 @dataclass(frozen=True)
 class Pool:
     """All images of a source: those to train on (and to split), and its own test set if it has one."""
@@ -51,6 +57,7 @@ class Pool:
     train: Images
     test: Images | None = None
     validation_size: int | None = None  # the split that is customary for this data set
+    factors: Factors | None = None
 
 
 def find(source: str, reading: Reading) -> Pool:
@@ -133,7 +140,7 @@ def freyfaces() -> Pool:
 
 
 def _sprites() -> Pool:
-    return Pool("sprites", sprite_images())
+    return Pool("sprites", sprite_images(), factors=sprite_factors)
 
 
 NAMED: dict[str, Callable[[], Pool]] = {"mnist": mnist, "digits": digits, "freyfaces": freyfaces, "sprites": _sprites}

@@ -1,7 +1,8 @@
 r"""How codes lie to the factors of variation that made the images, where these are known (the data set ``sprites``).
 
 ``mutual_information_gap`` and ``disentanglement`` ask whether each factor has a dimension of its own;
-``total_correlation`` how far the dimensions are from independent, which needs no factors.
+``total_correlation`` how far the dimensions are from independent, which needs no factors. ``known_factors`` measures
+all of them on all images of a data set, trained on or not, as the published scores are.
 
 Shapes: N examples, D latent dimensions, F factors, V values of a factor, R resamples.
 """
@@ -9,17 +10,21 @@ Shapes: N examples, D latent dimensions, F factors, V values of a factor, R resa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vaelab.data.datasets import EVALUATION_SEED
+from vaelab.data.datasets import EVALUATION_SEED, Dataset, Split
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import UsageError
+from vaelab.evaluate import latents
 from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.latents import RESAMPLES, Codes
+from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 
 Array = NDArray[np.float64]
@@ -28,6 +33,53 @@ Factors = NDArray[np.int64]
 PARTS = 5  # of the examples, each with classifiers of its own
 TREES = 20
 _ENTRIES = 2**22  # numbers of a block of the (N, N) matrix of one dimension: 32 MB
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def known_factors(model: VAE, data: Dataset, images: int | None = None) -> tuple[dict[str, Estimate], list[str]]:
+    """Every score of this module, and why those are left out that this model cannot have, a sentence each.
+
+    Args:
+        model: the trained model.
+        data: a data set whose factors are known.
+        images: so many images, drawn at random; None: all.
+
+    Raises:
+        UsageError: if the factors are not known.
+    """
+    if data.factors is None:
+        raise UsageError(f"nothing is known of what made the images of {data.name}: --data sprites has known factors")
+    split = _everything(data, images)
+    codes = latents.encode(model, replace(data, test=split), "test")
+    made_by = data.factors(split.index.cpu().numpy())
+    which = "all" if images is None else "random"
+    protocol = f"{data.name}, {which} {len(split):,} images, {data.pixels}, 1 posterior sample"
+    scores: list[tuple[str, Callable[[], dict[str, Estimate]]]] = [
+        ("total correlation", lambda: {"total_correlation": total_correlation(codes, protocol)}),
+        ("mutual information gap",
+         lambda: {"mutual_information_gap": mutual_information_gap(codes, made_by, protocol)}),
+        ("disentanglement", lambda: disentanglement(codes, made_by, protocol)),
+    ]  # fmt: skip
+    found: dict[str, Estimate] = {}
+    left_out: list[str] = []
+    for name, measure in scores:
+        try:
+            found |= measure()
+        except (TypeError, UsageError) as error:
+            left_out.append(f"No {name}: {error}.")
+    return found, left_out
+
+
+def _everything(data: Dataset, images: int | None) -> Split:
+    """The images of all splits in the order of their rows, or some of them."""
+    parts = [data.train, data.validation, data.test]
+    index = torch.cat([part.index for part in parts])
+    order = index.argsort()
+    if images is not None:
+        order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(EVALUATION_SEED))[:images]]
+    return Split(torch.cat([part.x for part in parts])[order], None, index[order])
 
 
 # --- the mutual information gap -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from vaelab.evaluate import latents
 from vaelab.evaluate.codebook import codebook_usage
 from vaelab.evaluate.elbo import protocol_of
 from vaelab.evaluate.estimate import Estimate
+from vaelab.evaluate.factors import known_factors
 from vaelab.evaluate.latents import Codes
 from vaelab.models import VAE
 
@@ -37,7 +38,7 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
     Args:
         model: the trained model; of one with a codebook, the codebook's use is what there is to say.
         data, split: what is encoded.
-        limit: the first so many images, where it is not a count of codes.
+        limit: the first so many images, where it is not a count of codes; scores against known factors are of all.
     """
     if model.space == "codes":
         return _of_codebook(model, data, split)
@@ -65,7 +66,11 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
         "mean": moments.mean.tolist(),
         "variance": moments.variance.tolist(),
     }
-    return Overview(metrics, dimensions, [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()])
+    left_out = [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    if data.factors is not None:
+        scores, missing = known_factors(model, data)
+        metrics, left_out = metrics | scores, left_out + missing
+    return Overview(metrics, dimensions, left_out)
 
 
 def _of_codebook(model: VAE, data: Dataset, split: str) -> Overview:

@@ -134,6 +134,7 @@ RECIPES: dict[str, Recipe] = {
         "Chen et al. (2018), https://arxiv.org/abs/1802.04942",
         {},
         None,
+        ("total_correlation", "mutual_information_gap", "distortion", "rate"),
     ),
     "factor": Recipe(
         factor,
@@ -141,5 +142,6 @@ RECIPES: dict[str, Recipe] = {
         "Kim & Mnih (2018), https://arxiv.org/abs/1802.05983",
         {},
         None,
+        ("total_correlation", "mutual_information_gap", "distortion", "rate"),
     ),
 }
