@@ -93,6 +93,7 @@ REFUSED = {
     "dip": NOT_PRODUCTS,
     "mmd": {"mixture", "vamp", "flow"},
     "aae": {"mixture", "vamp", "flow"},
+    "vae-gan": {"pixel-gaussian"},
     "wake-sleep": {"vamp", "planar", "radial", "vq"},
 }
 

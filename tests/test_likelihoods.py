@@ -77,6 +77,25 @@ def test_channels_and_leading_dimensions_are_independent(spec):
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+def test_sums_over_pixels_are_never_in_bf16(spec, count):
+    """Under many samples of one image, or of two: bf16 is 4 nats wide at the size of an image's log-probability."""
+    part, shape = built(spec), (1, 28, 28)
+    params, x = parameters(part, shape, 50, count, spread=6.0), pixels(spec, shape, count)
+    exact = part(params).log_prob(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(part(params).log_prob(x), exact, rtol=1e-6, atol=1e-3)
+
+
+def test_an_image_of_fewer_dimensions_or_pixels_broadcasts():
+    px = built(specs.Bernoulli())(torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    for value in (torch.ones(1, 1, 1), torch.ones(2, 1, 1, 1), torch.ones(1, 8, 8), torch.ones(8)):
+        torch.testing.assert_close(px.log_prob(value), px.log_prob(torch.ones(2, 1, 8, 8)))
+    one = built(specs.Bernoulli())(torch.randn(1, 8, 8))
+    assert one.log_prob(torch.ones(1, 1, 8, 8)).shape == (1,)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=str)
 def test_gradients_are_finite_at_extreme_parameters_and_pixels(spec):
     part = spec.build(1)
     for size in (0.0, 1e-7, 30.0, -30.0):

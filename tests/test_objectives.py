@@ -149,6 +149,13 @@ def test_few_samples_are_for_one_bound_alone():
             rule.groups(linear_vae(2), nn.ModuleDict())
 
 
+def test_few_samples_and_a_sigma_that_each_scoring_sets_are_refused():
+    model = vae(likelihood=specs.OptimalGaussian())
+    with pytest.raises(UsageError, match="would set its sigma twice: take --likelihood gaussian"):
+        objectives.IWAE(4, backward_samples=1).groups(model, nn.ModuleDict())
+    assert objectives.IWAE(4).groups(model, nn.ModuleDict())
+
+
 def test_averages_of_bounds_are_what_their_names_say():
     """MIWAE averages M bounds of K samples; CIWAE adds a share of the mean log weight; the ends are IWAE and ELBO."""
     model, batch, (samples, bounds) = bend(linear_vae(3), 0.6), images(5), (4, 3)
@@ -583,6 +590,12 @@ def test_vae_gan_leaves_a_learned_sigma_to_the_likelihood():
     torch.testing.assert_close(found["likelihood"], record["distortion"])
     everyone = [parameter for group in groups.values() for parameter in group]
     assert len(everyone) == len(set(everyone)) == len([*model.parameters(), *networks.parameters()])
+
+
+def test_vae_gan_refuses_sigmas_that_no_image_shows():
+    model = vae(likelihood=specs.PixelGaussian())
+    with pytest.raises(UsageError, match="sigmas of --likelihood pixel-gaussian are not learned"):
+        objectives.VAEGAN().groups(model, objectives.VAEGAN().networks(model))
 
 
 # --- wake and sleep -------------------------------------------------------------------------------------------------

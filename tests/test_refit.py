@@ -252,6 +252,8 @@ def test_a_prior_that_is_not_fitted_to_codes_is_refused():
         refit(RUN, model, dataset_of(x), specs.VampPrior(3))
     with pytest.raises(UsageError, match="as many as there are codes"):
         refit(RUN, model, dataset_of(x), specs.Mixture(51))
+    with pytest.raises(UsageError, match="two codes at least"):
+        refit(RUN, model, dataset_of(x[:1]), specs.Mixture(1))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -191,6 +191,24 @@ def test_total_correlation_is_that_of_the_normal_with_a_known_covariance():
     assert stretched.value == pytest.approx(found.value, abs=1e-3), "no scale of a dimension matters"
 
 
+def test_a_dimension_that_is_a_sum_of_others_has_no_total_correlation():
+    """Also in fp32, whose rounding makes of the determinant a small number of any sign."""
+    for seed in range(6):
+        z = np.random.default_rng(seed).normal(size=(1000, 2)).astype(np.float32)
+        codes = dataclasses.replace(codes_of(np.zeros((1000, 3))), z=np.column_stack([z, z.sum(1)]).astype(float))
+        with pytest.raises(UsageError, match="has no inverse"):
+            factors.total_correlation(codes, "")
+
+
+def test_too_few_codes_are_refused_and_not_scored_as_nan(values):
+    rng = np.random.default_rng(0)
+    with pytest.raises(UsageError, match="12 codes of 10 dimensions are too few"):
+        factors.total_correlation(codes_of(rng.normal(size=(12, 10))), "")
+    few = values[rng.permutation(len(values))[:90]] % 2  # two values of each factor, so that no half lacks one
+    with pytest.raises(UsageError, match="9 codes to fit on are too few"):
+        factors.disentanglement(codes_of(rng.normal(size=(90, 5))), few, "")
+
+
 def test_the_standard_errors_are_those_of_repetition():
     """The spread of the estimates over fresh codes is what one estimate says of itself, within a factor."""
     rng = np.random.default_rng(5)
@@ -217,7 +235,9 @@ def few():
 def test_codes_of_all_splits_are_scored_against_the_factors_of_their_own_images(few):
     model = model_of(specs.DiagonalNormal(3), specs.StandardNormal())
     with torch.no_grad():
-        model.posterior_head.loc_and_log_scale.bias[3:] -= 4  # codes that are sure of where they lie, and so know something
+        model.posterior_head.loc_and_log_scale.bias[3:] -= (
+            4  # codes that are sure of where they lie, and so know something
+        )
     found = overview(model, few, "test", 100)
     names = {"total_correlation", "mutual_information_gap", "disentanglement", "completeness", "informativeness"}
     assert names <= found.metrics.keys()

@@ -114,9 +114,10 @@ def aggregate_log_prob(
     r"""Estimate :math:`\log q(z)` and :math:`\log q(z_d)` of the aggregate :math:`q(z) = \frac1N \sum_n q(z|x_n)`.
 
     :math:`q(z_i) \approx \sum_j w_{ij} q(z_i|x_j)` over the batch that z was drawn from. ``weighted``:
-    :math:`w_{ij} = 1 / (N B)`, which is low by up to a factor of B but keeps its own term, in mean, in proportion.
-    ``stratified``: :math:`w_{ii} = 1 / N` for the example that z_i came from, and an equal share of the rest for each
-    of the others: an unbiased estimate of the density, and exact where the batch is the whole data set.
+    :math:`w_{ij} = 1 / (N B)`, which is too low: by a factor of B where z_i's own posterior is all of the density, and
+    in mean by about N where all posteriors overlap. ``stratified``: :math:`w_{ii} = 1 / N` for the example that z_i
+    came from, and an equal share of the rest for each of the others: an unbiased estimate of the density, and exact
+    where the batch is the whole data set.
 
     Args:
         z: one sample of each example's posterior.

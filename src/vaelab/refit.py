@@ -184,6 +184,8 @@ def _fit_mixture(part: MixturePrior, codes: Tensor, loc: Tensor, scale: Tensor, 
     from sklearn.mixture import GaussianMixture
 
     components, full = part.spec.num_components, part.spec.covariance == "full"
+    if len(codes) < 2:
+        raise UsageError("a mixture is fitted to two codes at least: give more images")
     if not 1 <= components <= len(codes):
         raise UsageError(f"--components {components}: give 1 to {len(codes)}, as many as there are codes to fit to")
     mixture: Any = GaussianMixture(components, covariance_type="full" if full else "diag", max_iter=300,

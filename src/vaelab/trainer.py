@@ -130,7 +130,8 @@ class Trainer:
                                         RowNoise(0, device=self.device))  # fmt: skip
         except TypeError as error:
             raise UsageError(f"--objective {objective.word} cannot train this model: {error}") from error
-        return {name: torch.zeros_like(part[0], dtype=torch.float64) for name, part in parts.items()}
+        home = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
+        return {name: torch.zeros(part.shape[1:], dtype=torch.float64, device=home) for name, part in parts.items()}
 
     @property
     def epoch(self) -> int:

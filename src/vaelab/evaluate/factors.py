@@ -32,6 +32,7 @@ Factors = NDArray[np.int64]
 
 PARTS = 5  # of the examples, each with classifiers of its own
 TREES = 20
+SINGULAR = 1e-10  # the least eigenvalue of correlations: codes are computed in fp32, whose rounding leaves about that
 _ENTRIES = 2**22  # numbers of a block of the (N, N) matrix of one dimension: 32 MB
 
 
@@ -212,6 +213,8 @@ def _scores(z: Array, factors: Factors) -> dict[str, float]:
     forests = [_forest(z[:half], column[:half]) for column in factors.T]
     importances = np.stack([forest.feature_importances_ for forest in forests], 1)  # (D, F)
     accuracy = [forest.score(z[half:], column[half:]) for forest, column in zip(forests, factors.T, strict=True)]
+    if not importances.any():
+        raise UsageError(f"{half} codes to fit on are too few for a forest to split: take more examples")
     weights = importances.sum(1) / importances.sum()
     return {
         "disentanglement": float(weights @ _purity(importances)),
@@ -270,15 +273,18 @@ def total_correlation(codes: Codes, protocol: str) -> Estimate:
         weights = rng.multinomial(n, np.full(n, 1 / n)) / n
         mean = weights @ z
         resampled[i] = _normal_correlation(z.T @ (weights[:, None] * z) - np.outer(mean, mean))
+    if not np.isfinite(resampled).all():
+        raise UsageError(f"{n} codes of {z.shape[1]} dimensions are too few for a total correlation: take more of them")
     about = f"{protocol}, of the normal with the covariance of N={n:,} codes"
     return Estimate(value, float(resampled.std(ddof=1)), "nats", n, about)
 
 
 def _normal_correlation(covariance: Array) -> float:
     scale = np.sqrt(np.diagonal(covariance))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sign, log_det = np.linalg.slogdet(covariance / np.outer(scale, scale))  # of the correlations: no scale matters
-    return -0.5 * float(log_det) if sign > 0 else math.inf
+    if not scale.all():
+        return math.inf
+    eigenvalues = np.linalg.eigvalsh(covariance / np.outer(scale, scale))  # of the correlations: no scale matters
+    return -0.5 * float(np.log(eigenvalues).sum()) if eigenvalues[0] > SINGULAR else math.inf
 
 
 def _check(codes: Codes, factors: Factors) -> None:

@@ -80,8 +80,12 @@ class _BernoulliLogProb(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
         flat = logits.flatten(-3)
-        one_image = math.prod(x.shape[:-3]) == 1  # under many samples: a product with a vector
-        linear = flat @ x.flatten().to(flat.dtype) if one_image else (x * logits).sum((-3, -2, -1))
+        one_image = x.shape[-3:] == logits.shape[-3:] and math.prod(x.shape[:-3]) == 1 and x.ndim <= logits.ndim
+        if one_image:  # under many samples: a product with a vector; but a sum of a likelihood, and so never in bf16
+            with torch.autocast(logits.device.type, enabled=False):
+                linear = flat @ x.flatten().to(flat.dtype)
+        else:
+            linear = (x * logits).sum((-3, -2, -1))
         return linear - softplus_sum(flat)
 
     @staticmethod

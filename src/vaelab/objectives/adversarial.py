@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
+from vaelab.errors import UsageError
 from vaelab.objectives.objective import (
     Losses,
     Objective,
     Parts,
     coding_parameters,
     common_parts,
+    likelihood_word,
     means_of,
     require_fixed_prior,
 )  # fmt: skip
@@ -50,8 +52,8 @@ class Factor(Objective):
             of a one-hot vector, a direction or a code are none.
 
     Note:
-        The paper's critic has six layers of 1000 units, two outputs and a smaller learning rate of its own; here it is
-        smaller, has one output (the same odds), and learns at the run's rate. The paper permutes codes of a second
+        The paper's critic has six layers of 1000 units, two outputs and an Adam of its own settings; here it is
+        smaller, has one output (the same odds), and learns by the run's. The paper permutes codes of a second
         batch, here those of the same batch are permuted. The critic sees codes that were drawn before the model's step:
         taking both gradients before any step, as here, and stepping one after the other are the same.
 
@@ -190,6 +192,7 @@ class VAEGAN(Objective):
 
     Raises:
         TypeError: for a posterior without a density.
+        UsageError: for a likelihood whose decoder learns more than mean images.
 
     Note:
         The critic is the encoder's architecture with one linear output; its features are all that the encoder would
@@ -217,6 +220,9 @@ class VAEGAN(Objective):
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and prior; decoder; critic; the likelihood's own parameters, if it has any."""
+        if likelihood_word(model) == "pixel-gaussian":
+            raise UsageError("--objective vae-gan compares mean images, by which the sigmas of --likelihood "
+                             "pixel-gaussian are not learned: take --likelihood gaussian")  # fmt: skip
         named = dict(model.named_parameters())
 
         def those(*parts: str) -> list[Parameter]:

@@ -99,7 +99,8 @@ class DIP(Objective):
 
     Note:
         The authors take lambda_d = 10 lambda_od for the means, as the defaults do, and lambda_d = lambda_od for the
-        codes. Covariances are those of a batch; monitored is that of all the validation images.
+        codes. Covariances are those of a batch (each of several processes takes its own rows'); monitored is that of
+        all the validation images.
 
     Reference:
         Kumar, Sattigeri & Balakrishnan (2018), Variational Inference of Disentangled Latent Concepts from Unlabeled

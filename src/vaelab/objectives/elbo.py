@@ -76,6 +76,7 @@ class Capacity(Objective):
 
     Note:
         The mean over the batch stands inside the absolute value, as in the authors' figure of C against the mean KL.
+        Each of several processes takes the mean of its own rows.
 
     Reference:
         Burgess et al. (2018), Understanding disentangling in beta-VAE, eq. 8. https://arxiv.org/abs/1804.03599
@@ -111,7 +112,7 @@ class FreeBits(Objective):
     r"""Let each dimension have some rate for nothing: :math:`-E_q[\log p(x|z)] + \sum_d \max(\lambda, E_x D_d)`.
 
     A dimension whose KL, on average over the batch, is below lambda gets no gradient from it, so that none is given up
-    early in the training.
+    early in the training. Each of several processes takes the average of its own rows.
 
     Args:
         free_nats: lambda, in nats for each dimension (the paper counts bits in name, nats in its formula).

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, cast, final
 
 from vaelab.errors import UsageError
-from vaelab.objectives.objective import Losses, Objective, Parts, means_of, two_sides
+from vaelab.objectives.objective import Losses, Objective, Parts, likelihood_word, means_of, two_sides
 from vaelab.specs.spec import option
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class IWAE(Objective):
             count, and a backward pass costs twice a forward one. None: through all.
 
     Raises:
-        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others.
+        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, or with a likelihood
+            that sets its sigma whenever it scores.
 
     Note:
         With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
@@ -50,7 +51,7 @@ class IWAE(Objective):
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
         the K for the backward pass. https://arxiv.org/abs/1509.00519
-        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 4.
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 5.
         https://arxiv.org/abs/1802.04537
     """
 
@@ -79,6 +80,9 @@ class IWAE(Objective):
         """One group of all the model's parameters."""
         if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
             raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
+        if self.backward_samples is not None and likelihood_word(model) == "optimal-gaussian":
+            raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
+                             "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
         return super().groups(model, networks)
 
     def at(self, epoch: float) -> IWAE:
@@ -132,7 +136,7 @@ class PIWAE(Objective):
         UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
 
     Reference:
-        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better, section 4.
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better, section 5.
         https://arxiv.org/abs/1802.04537
     """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, cast
 
 from vaelab.errors import UsageError
 
@@ -136,6 +136,11 @@ def require_fixed_prior(model: Module, word: str) -> None:
                          "choose another (--prior standard-normal)")  # fmt: skip
 
 
+def likelihood_word(model: Module) -> str:
+    """The name of a model's likelihood, as on the command line."""
+    return cast(Any, model).likelihood_head.spec.word
+
+
 def sum_parts(
     objective: Objective, model: LatentVariableModel, networks: ModuleDict, batches: Iterable[tuple[Batch, Noise]],
     sums: Parts,
@@ -146,7 +151,7 @@ def sum_parts(
         objective: at the weights that count.
         model, networks: put them in ``eval()`` mode first, if dropout and batch norm should be off.
         batches: images with the noise that belongs to their rows.
-        sums: of each part, what there is so far; zeros to begin with.
+        sums: of each part, what there is so far; zeros to begin with, on a device that has float64.
     """
     import torch
 
@@ -154,7 +159,7 @@ def sum_parts(
     with torch.no_grad():
         for batch, noise in batches:
             for name, part in objective.parts(model, networks, batch, noise).items():
-                sums[name] = sums[name] + part.double().sum(0)
+                sums[name] = sums[name] + part.to(sums[name].device).double().sum(0)
     return sums
 
 
