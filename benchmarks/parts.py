@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from vaelab.config import spec_names
-from vaelab.recipes import RECIPES
+from vaelab.config import flat, override, spec_names
+from vaelab.recipes import RECIPES, recipe
 
 RESULTS = Path(__file__).parent / "results" / "mnist"
 SLOTS = ("likelihood", "prior", "posterior", "objective", "encoder", "decoder")
@@ -24,12 +24,25 @@ def parts_table(slot: str) -> Callable[[], str]:
         rows = ["| part | what it is | source | recipes: published → measured |", "|---|---|---|---|"]
         for word, spec in spec_names(slot).items():
             what, sources = described(documented(spec))
-            rows.append(
-                f"| `{word}` | {what} | {'<br>'.join(sources) or '–'} | {'<br>'.join(used(slot, word)) or '–'} |"
-            )
+            name = "<br>".join([f"`{word}`", *settings(slot, word)])
+            rows.append(f"| {name} | {what} | {'<br>'.join(sources) or '–'} | {'<br>'.join(used(slot, word)) or '–'} |")
         return "\n".join(rows)
 
     return table
+
+
+def settings(slot: str, word: str) -> Iterator[str]:
+    """A part's settings, as flags with their defaults; networks beside others of their kind, as they mostly are."""
+    slots = ("encoder", "decoder") if slot in ("encoder", "decoder") else (slot,)
+    run = override(recipe("mlp"), **dict.fromkeys(slots, word))
+    for name, leaf in flat(run).items():
+        if leaf.slot == slot:
+            flag, values = "--" + name.replace("_", "-"), leaf.value
+            if isinstance(values, bool):
+                yield f"`{flag}` ({'on' if values else 'off'})"
+            else:
+                values = values if isinstance(values, tuple) else () if values is None else (values,)
+                yield f"`{' '.join([flag, *map(str, values)])}`"
 
 
 def documented(spec: type) -> type:

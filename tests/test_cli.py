@@ -150,6 +150,12 @@ def test_a_terminal_shows_progress(tmp_path):
         (["train", "mlp", "--batch-size", "0"], "--batch-size 0: must be greater than 0"),
         (["train", "mlp", "--beta", "nan"], "--beta nan: must be a finite number"),
         (["train", "mlp", "--optimizer", "adagrad"], "optimizer 'adagrad' is not known"),
+        (["train", "mlp", "--epochs", "3", "--epochs=0"], "--epochs is given twice"),
+        (["train", "mlp", "--posterior", "gumbel-softmax", "--z-dim", "8"], "--z-dim is a setting of --posterior diag"),
+        (
+            ["train", "mlp", "--objective", "iwae", "--beta", "4"],
+            "--beta is a setting of --objective elbo, --objective tc",
+        ),
         ([*TRAIN, "--device", "tpu"], "--device tpu cannot be used here"),
         (["train", "mlp", "--data", "mnits"], "neither a path nor a data set; did you mean 'mnist'?"),
         (["train", "mlp", "--data", "digits", "--image-size", "32", "32"], "describe your own files"),

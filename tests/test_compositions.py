@@ -19,8 +19,8 @@ AIS = ["--only", "ais", "--ais-images", "4", "--ais-steps", "4", "--ais-chains",
 REFUSED = {
     ("planar", "ais"): "no ais of this model",
     ("sphere", "ais"): "annealing moves through real vectors, and the latents of this model are sphere",
-    ("flow", "explore"): "a score needs the standard deviation of q(z|x)",
-    ("planar", "explore"): "a score needs the standard deviation of q(z|x)",
+    ("flow", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
+    ("planar", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
     ("sphere", "explore"): "exploring needs latents that are any real vectors: those of this model are sphere",
     ("sphere", "traverse"): "needs latents that are any real vectors: those of this model are sphere",
 }

@@ -77,11 +77,27 @@ def test_override_by_flat_names_aliases_and_parts():
         ({"encoder_conv_channels": (8, 0)}, "must be greater than 0"),
         ({"optimizer": "adamx"}, "did you mean 'adam'"),
         ({"protocol": "gray"}, "protocol = 'gray'"),
+        ({"augment_prob": 0.0, "rotate": 3.0}, "--rotate and --shift move no image while --augment-prob is 0"),
     ],
 )
 def test_override_refuses(changes, message):
     with pytest.raises(UsageError, match=message):
         override(recipe("conv-beta"), **changes)
+
+
+def test_settings_that_must_fit_each_other_are_changed_together():
+    run = override(v.recipes.mlp(), objective="iwae", warm_samples=(1,), warm_epochs=(5,))
+    assert (run.objective.warm_samples, run.objective.warm_epochs) == ((1,), (5,))
+    with pytest.raises(UsageError, match="each count needs epochs"):
+        override(run, warm_epochs=(5, 6))
+
+
+def test_what_bf16_changes_was_measured_of_the_recipes_own_parts():
+    run = v.recipes.mlp()
+    assert run.bf16_gap is not None
+    assert override(run, epochs=3, encoder="mlp", latent_dim=7).bf16_gap == run.bf16_gap
+    for slot, word in (("posterior", "full-normal"), ("prior", "vamp"), ("objective", "iwae"), ("encoder", "conv")):
+        assert override(run, **{slot: word}).bf16_gap is None
 
 
 def test_the_flags_of_conv_beta_are_pinned():

@@ -64,6 +64,17 @@ def test_a_graph_gives_the_models_numbers_for_any_number_of_rows(model, graph):
             torch.testing.assert_close(torch.from_numpy(ours), theirs.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("posterior", ["full-normal", "radial", "iaf", "gumbel-softmax", "deterministic"])
+def test_encoders_of_other_posteriors_take_any_number_of_rows(posterior):
+    prior = {"gumbel-softmax": "uniform-categories"}.get(posterior, "standard-normal")
+    small = {"encoder_hidden_dims": (16,), "decoder_hidden_dims": (16,)}
+    run = override(override(recipe("mlp"), posterior=posterior, prior=prior), **small)
+    model = build_model(run, (1, 12, 10)).eval()
+    for count in (1, 2, 7):
+        x = torch.rand(count, 1, 12, 10, generator=torch.Generator().manual_seed(count))
+        assert all(one.holds for one in export.parity(model, "encoder", export.to_onnx(model, "encoder", {}), x))
+
+
 def test_nothing_is_drawn_in_a_graph(model):
     run = export.onnx_session(export.to_onnx(model, "encoder", {}))
     x = np.random.default_rng(0).random((3, *model.shape), np.float32)

@@ -730,6 +730,29 @@ def test_a_model_that_an_objective_cannot_train_is_refused_in_one_line():
         Trainer(run, dataset(x.clamp(0, 1)), CPU)
 
 
+VQ = {"encoder": specs.ResidualEncoder((4, 4)), "posterior": specs.VectorQuantized((7, 7), 5, 2),
+      "prior": specs.UniformCodes(), "decoder": specs.ResidualDecoder((4, 4), from_grid=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"posterior": specs.Deterministic(2)}, "has no density; rae, mmd and aae need no density"),
+        ({"prior": specs.TwoStage()}, "not trained with it: vaelab refit RUN --prior two-stage"),
+        ({"posterior": specs.IAF(2), "prior": specs.VampPrior(3)}, "^--prior vamp is made of normal posteriors"),
+        ({**VQ, "objective": objectives.ELBO(beta=2.0)}, "the same for every image"),
+        ({**VQ, "objective": objectives.ELBO(kl_warmup_epochs=1.0)}, "the same for every image"),
+        ({**VQ, "objective": objectives.Capacity()}, "the same for every image"),
+        ({"objective": objectives.IWAE(5, backward_samples=5)}, "must be fewer than --num-samples 5"),
+    ],
+)
+def test_what_cannot_be_trained_or_changes_nothing_is_refused_with_what_would(changes, message, digits):
+    with pytest.raises(UsageError, match=message) as caught:
+        Trainer(dataclasses.replace(TINY, **changes), digits, CPU)
+    assert "\n" not in str(caught.value)
+    Trainer(dataclasses.replace(TINY, **{**VQ, "objective": objectives.ELBO()}), digits, CPU)
+
+
 @pytest.mark.parametrize(
     "rule", [objectives.AAE((16,)), objectives.WakeSleep(), objectives.Factor(critic_dims=(16,))], ids=str
 )

@@ -197,17 +197,27 @@ def override(run: Run, **changes: Any) -> Run:
     """
     choices = _choices()
     for slot in [name for name in changes if name in choices]:
-        run = dataclasses.replace(run, **{slot: _spec(slot, changes.pop(slot), choices[slot])})
+        part = _spec(slot, changes.pop(slot), choices[slot])
+        if slot in _MEASURED and type(part) is not type(getattr(run, slot)):
+            run = dataclasses.replace(run, bf16_gap=None)  # that of another model
+        run = dataclasses.replace(run, **{slot: part})
     leaves = flat(run)
     names = leaves | {alias: leaf for leaf in leaves.values() for alias in leaf.aliases}
+    fields: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in names:
             raise UsageError(f"{run.recipe} has no setting {name!r}{did_you_mean(name, [*names, *choices])}")
         leaf = names[name]
-        part = dataclasses.replace(getattr(run, leaf.slot), **{leaf.field: _coerced(name, value, leaf.type)})
-        run = dataclasses.replace(run, **{leaf.slot: part})
+        fields.setdefault(leaf.slot, {})[leaf.field] = _coerced(name, value, leaf.type)
+    for slot, values in fields.items():  # a slot at once: its settings may have to fit each other
+        run = dataclasses.replace(run, **{slot: dataclasses.replace(getattr(run, slot), **values)})
+    if run.augment.augment_prob == 0 and any(fields.get("augment", {}).values()):
+        raise UsageError("--rotate and --shift move no image while --augment-prob is 0: give that too")
     check(run)
     return run
+
+
+_MEASURED = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective")  # parts that a bf16_gap is of
 
 
 def check(run: Run) -> None:
@@ -222,6 +232,25 @@ def check(run: Run) -> None:
         for number in numbers:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 _check_number(name, number)
+
+
+def require_effect(run: Run) -> None:
+    """Refuse settings of a run to be trained that would change nothing.
+
+    Raises:
+        UsageError: naming the setting, and why.
+    """
+    rule = run.objective
+    if isinstance(rule, objectives.IWAE) and (rule.backward_samples or 0) >= rule.num_samples:
+        raise UsageError(
+            f"--backward-samples {rule.backward_samples}: must be fewer than --num-samples {rule.num_samples}"
+        )
+    weighs = isinstance(rule, objectives.ELBO) and (rule.beta != 1 or rule.kl_warmup_epochs > 0)
+    if isinstance(run.posterior, specs.VectorQuantized) and (weighs or isinstance(rule, objectives.Capacity)):
+        raise UsageError(
+            "the rate of a codebook is the same for every image, and no weight on it (--beta, --kl-warmup-epochs, "
+            "--objective capacity) changes anything: leave it out of --posterior vq"
+        )
 
 
 _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",

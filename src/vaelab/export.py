@@ -81,7 +81,7 @@ class Scorer(nn.Module):
         self.model = model
         self._noise = _SameNoise()
         if not _has_spread(model):
-            raise UsageError("a score needs the standard deviation of q(z|x), which this posterior does not know")
+            raise UsageError(f"no score of an image: {_WHAT_A_SCORE_NEEDS}, and this posterior knows no deviation")
         with torch.no_grad():
             self(torch.zeros(1, *model.shape, device=next(model.parameters()).device))  # draws the noise
 
@@ -94,13 +94,16 @@ class Scorer(nn.Module):
         if rate is None:
             z, log_density = cast(Posterior, qz).rsample_and_log_prob((DRAWN,), self._noise)
             if log_density is None:
-                raise UsageError("this model has no rate, as its posterior has no density: it has no score")
+                raise UsageError(f"no score of an image: {_WHAT_A_SCORE_NEEDS}, and this posterior has no density")
             try:
                 log_pz = pz.log_prob(z)
             except NoDensityError as error:
                 raise UsageError(f"no score of an image: {error}") from error
             rate = (log_density() - log_pz).mean(0)
         return loc, qz.stddev, px.mean, -px.log_prob(x), rate
+
+
+_WHAT_A_SCORE_NEEDS = "explore and scorer graphs show distortion, rate and spread of q(z|x)"
 
 
 def _has_spread(model: VAE) -> bool:

@@ -33,8 +33,8 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Claim an empty or new folder.
+    def create(cls, path: Path, *, resumable: bool = True) -> RunFolder:
+        """Claim an empty or new folder; ``resumable``: what is there already could be gone on with.
 
         Raises:
             UsageError: if it holds another run, or anything else that could be overwritten.
@@ -43,7 +43,8 @@ class RunFolder:
             raise UsageError(f"--out {path} is a file: choose another folder")
         if (path / "config.json").exists():
             raise UsageError(
-                f"{path} holds a run already: go on with it by --resume, or choose another folder with --out"
+                f"{path} holds a run already: {'go on with it by --resume, or ' if resumable else ''}"
+                "choose another folder with --out"
             )
         if path.exists() and any(path.iterdir()):
             raise UsageError(f"{path} is not empty and holds no run of vaelab: choose another folder with --out")

@@ -67,7 +67,7 @@ def manifold(scene: Scene) -> Content:
 def traversals(scene: Scene) -> Content:
     """What each latent dimension does, those of the highest rate first, from a typical image."""
     code = scene.typical(1)[0]
-    what = "Traversals of a typical image, by rate"
+    what = f"Traversals of a typical image, {scene.ordered_by}"
     return figures.traversals(scene.model, code, scene.order[:ROWS], scene.rate, title=scene.title(what))
 
 

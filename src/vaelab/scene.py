@@ -85,6 +85,11 @@ class Scene:
         return np.argsort(-(self.codes.center.var(0) if rate is None else rate.mean(0))).tolist()
 
     @property
+    def ordered_by(self) -> str:
+        """What ``order`` goes by, in words."""
+        return "by rate" if self.codes.rate is not None else "by how much codes vary"
+
+    @property
     def rate(self) -> NDArray[np.float64] | None:
         """(D,), the mean rate of each dimension; None where it is unknown."""
         return None if self.codes.rate is None else self.codes.rate.mean(0)

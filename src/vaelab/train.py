@@ -170,7 +170,8 @@ def _train(
         if folder is None or isinstance(error, InterruptedRun):
             raise
         saved = folder.load_last()
-        kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else "no checkpoint had been saved yet"
+        nothing = "no checkpoint had been saved yet: give a new try another --out"
+        kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else nothing
         if isinstance(error, NotFiniteError):
             folder.write_failure(error, None if saved is None else saved["step"])
         raise FailureError(f"{error}; {kept}") from error

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vaelab import specs
-from vaelab.config import Run
+from vaelab.config import Run, require_effect
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
@@ -60,6 +60,7 @@ class Trainer:
     """The state of a run, and the three things that change it: a step, the end of an epoch, loading a checkpoint."""
 
     def __init__(self, run: Run, data: Dataset, device: torch.device, team: Team | None = None) -> None:
+        require_effect(run)
         self.run, self.data, self.device, self.team = run, data, device, team or Team()
         self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
@@ -122,6 +123,9 @@ class Trainer:
 
     def _require_fit(self) -> dict[str, Tensor]:
         """Refuse an objective that asks of the model what it has not; returns zeros in the shapes of its parts."""
+        if isinstance(self.run.prior, specs.TwoStage):
+            raise UsageError("--prior two-stage is fitted to the codes of a trained run, not trained with it: "
+                             "vaelab refit RUN --prior two-stage")  # fmt: skip
         images = torch.zeros(2, *self.model.shape, device=self.device)
         objective = self.run.objective.at(math.inf)
         try:
@@ -129,7 +133,9 @@ class Trainer:
                 parts = objective.parts(self.model.eval(), self.networks.eval(), Batch(images),
                                         RowNoise(0, device=self.device))  # fmt: skip
         except TypeError as error:
-            raise UsageError(f"--objective {objective.word} cannot train this model: {error}") from error
+            blames = "" if str(error).startswith("--") else f"--objective {objective.word} cannot train this model: "
+            hint = "; rae, mmd and aae need no density" if isinstance(self.run.posterior, specs.Deterministic) else ""
+            raise UsageError(f"{blames}{error}{hint}") from error
         home = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
         return {name: torch.zeros(part.shape[1:], dtype=torch.float64, device=home) for name, part in parts.items()}
 

@@ -69,7 +69,7 @@ def refit(
     from vaelab.runtime import threads as computing_with
 
     source, path = RunFolder.open(run), out or run.resolve().with_name(f"{run.resolve().name}-{prior}")
-    target = RunFolder.create(path)
+    target = RunFolder.create(path, resumable=False)
     how = refitting.Fitting(seed, **{name: given[name] for name in _TRAINED if name in given})
     with computing_with(threads):
         trained, model, data = opened(run)
@@ -125,3 +125,5 @@ def _say(found: Refitted, old: Spec, new: Spec) -> None:
         print(f"{word:7} {spec.word:16} log p(z) = {one.value:9.2f} ± {one.stderr:.2f} nats   {one.protocol}")
     trained = "" if found.epochs is None else f", after {found.epochs} epochs"
     print(f"{'gain':24} {found.gain.value:20.2f} ± {found.gain.stderr:.2f} nats a code (paired){trained}")
+    if found.gain.value < -2 * found.gain.stderr:
+        print("The old prior is the better one for these codes.")

@@ -106,7 +106,7 @@ def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: fl
     start = "a typical validation image" if image is None else f"validation image {image}"
     with figures.theme(theme):
         figure = figures.traversals(scene.model, code, scene.order[:rows], scene.rate, span=span, steps=steps,
-                                    title=scene.title(f"Traversals of {start}, by rate"))  # fmt: skip
+                                    title=scene.title(f"Traversals of {start}, {scene.ordered_by}"))  # fmt: skip
         write(target, media.encode(figure, target.suffix))
 
 

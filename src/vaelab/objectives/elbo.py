@@ -171,7 +171,8 @@ class BalancedELBO(Objective):
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters, some of them the prior's."""
         if not any(name.startswith("prior_part.") for name, _ in model.named_parameters()):
-            raise UsageError("--objective balanced-elbo weighs what a prior learns: --prior vamp has such")
+            raise UsageError("--objective balanced-elbo balances what prior and posterior learn, and this prior learns "
+                             "nothing: --prior mixture, vamp or flow do")  # fmt: skip
         return super().groups(model, networks)
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:

@@ -90,5 +90,5 @@ class FullNormal(nn.Module):
         """The posterior of each example."""
         dim = self.latent_dim
         loc, log_diagonal, entries = self.loc_and_factor(features).float().split([dim, dim, len(self.below)], -1)
-        lower = entries.new_zeros(len(entries), dim * dim).index_copy(1, self.below, entries)
+        lower = entries.new_zeros(entries.shape[0], dim * dim).index_copy(1, self.below, entries)
         return FullNormalPosterior(loc, lower.unflatten(1, (dim, dim)) + torch.diag_embed(log_diagonal.exp()))

@@ -30,6 +30,10 @@ class PointPosterior(PointMass):
         """The same distribution with more leading dimensions."""
         return PointPosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]))
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Raises ``TypeError``: there is no density."""
+        raise TypeError("all of a deterministic encoder's mass lies on one point: it has no density")
+
     def rsample_and_log_prob(self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False) -> tuple[Tensor, None]:
         """The vector, repeated; no noise is drawn, and there is no density."""
         return self.rsample(shape), None

@@ -39,6 +39,11 @@ class FlowPosterior(Unchecked):
         self.base, self.flow = base, flow
 
     @property
+    def mean(self) -> Tensor:
+        """Raises ``NotImplementedError``: it is not known."""
+        raise NotImplementedError("the mean of a flow's posterior is not known: center is a typical point of it")
+
+    @property
     def center(self) -> Tensor:
         """Where the flow takes the base's mean: a typical point of q, not its mean, which is not known."""
         return self.flow(self.base.loc)[0]
