@@ -9,6 +9,7 @@ A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import statistics
@@ -58,6 +59,7 @@ def collect(path: Path) -> None:
         "cpu_seconds": round(sum(r["cpu_seconds"] for r in history)) if "cpu_seconds" in history[-1] else None,
         "median_epoch_seconds": statistics.median(r["seconds"] for r in history),
         "images_per_second": statistics.median(r["images_per_second"] for r in history),
+        "curve": curve(history),
         "seed": folder.run.training.seed,
         "resolved": config["resolved"],
         "vaelab": config["vaelab"],
@@ -67,6 +69,14 @@ def collect(path: Path) -> None:
     }
     name = folder.run.recipe if refit is None else f"{folder.run.recipe}-{refit['after']['prior']}"
     write_json(RESULTS / "mnist" / f"{name}.json", result)
+
+
+def curve(history: list[dict[str, Any]], points: int = 10) -> list[dict[str, float]]:
+    """The validation loss over the training: epoch, minutes of processor time, nats; the last point is the end."""
+    spent = list(itertools.accumulate(r.get("cpu_seconds", 0.0) for r in history))
+    chosen = sorted({round(len(history) * (i + 1) / points) for i in range(points)} - {0})
+    return [{"epoch": e, "cpu_minutes": round(spent[e - 1] / 60, 1),
+             "validation_loss": round(history[e - 1]["validation_loss"], 2)} for e in chosen]  # fmt: skip
 
 
 def command(run: Run) -> str:
@@ -231,7 +241,7 @@ def bf16_table() -> str:
         lines.append(f"| `{name}` | {gap['mean']:+.3f} ± {gap['stderr']:.3f} | {gap['seeds']} | "
                      f"{'bf16 where it is fast' if taken else 'fp32'} |")  # fmt: skip
         commands.append(f"`{result['command']}`")
-    return "\n".join([*lines, "\n" + ", ".join(commands) + ": grey test images, 1 posterior sample, paired by seed."])
+    return "\n".join([*lines, "\n" + ", ".join(commands) + ": test images, 1 posterior sample, paired by seed."])
 
 
 def explorer_table() -> str:
@@ -337,6 +347,21 @@ def published_table() -> str:
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def curve_table(*names: str) -> Callable[[], str]:
+    """How the validation loss of some runs fell, by processor time."""
+
+    def table() -> str:
+        heads = " | ".join(f"`{name}`: epoch | minutes | loss" for name in names)
+        rows = [f"| {heads} |", "|---" * (3 * len(names)) + "|"]
+        curves = [(_load(f"mnist/{name}") or {}).get("curve", []) for name in names]
+        for points in zip(*curves, strict=True):
+            cells = [f"{p['epoch']} | {p['cpu_minutes']:.0f} | {p['validation_loss']:.2f}" for p in points]
+            rows.append(f"| {' | '.join(cells)} |")
+        return "\n".join(rows)
+
+    return table
 
 
 def doctor_table() -> str:
@@ -504,6 +529,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "codes": metrics_table(None, CODES, "trained protocol"),
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "published": published_table,
+    "curves": curve_table("burda-iwae", "vamp"),
     "factors": factors_table,
     "holes": holes_table,
     "vq": vq_table,
