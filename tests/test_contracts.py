@@ -106,6 +106,8 @@ def refused(parts, objective) -> bool:
     words = {part.word for part in parts[:5]}
     if words & WITHOUT_DENSITY and objective.word not in NEED_NO_DENSITY:
         return True
+    if "optimal-gaussian" in words and getattr(objective, "backward_samples", None):  # its sigma would be set twice
+        return True
     return bool(words & REFUSED.get(objective.word, set()))
 
 

@@ -37,11 +37,8 @@ def parse(what: Callable[..., T], arguments: Sequence[str], prog: str, **options
     """``tyro.cli``, with one line where it prints a box.
 
     Raises:
-        UsageError: if a value has the wrong type, one that is needed is missing, or a flag is given twice.
+        UsageError: if a value has the wrong type, or one that is needed is missing.
     """
-    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
-        raise UsageError(f"{twice} is given twice: give it once, with all its values behind it")
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
