@@ -10,7 +10,6 @@ Writes ``docs/images/holes.png``.
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from vaelab import figures
+from vaelab import figures, media
 from vaelab.checkpoint import write_bytes
 from vaelab.figures.style import COLOURS, STYLE, halo
 from vaelab.scene import Scene, scene_of
@@ -35,7 +34,7 @@ OUT = Path(__file__).parent.parent / "docs" / "images" / "holes.png"
 def main(vae: str, autoencoder: str, out: str = str(OUT)) -> None:
     """Draw both runs."""
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(10, 10.6), layout="constrained", dpi=110)
+        figure = Figure(figsize=(10, 10.6), layout="constrained")
         rows = figure.subplots(2, 2)
         for (left, right), path in zip(rows, (vae, autoencoder), strict=True):
             scene = scene_of(Path(path))
@@ -46,9 +45,8 @@ def main(vae: str, autoencoder: str, out: str = str(OUT)) -> None:
             left.set_title(f"{scene.run.recipe}: codes, of deviation {spread[0]:.1f} and {spread[1]:.1f}")
             right.set_title("What the same square decodes to")
         figure.suptitle("Codes of validation images; circles: 50 and 95 % of a standard normal's mass")
-        png = io.BytesIO()
-        figure.savefig(png, format="png")
-    write_bytes(Path(out), png.getvalue())
+        png = media.png(figure, dpi=110)
+    write_bytes(Path(out), png)
 
 
 def span(scene: Scene) -> tuple[float, float, float, float]:

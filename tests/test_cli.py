@@ -155,6 +155,7 @@ def test_a_terminal_shows_progress(tmp_path):
             ["train", "mlp", "--objective", "iwae", "--beta", "4"],
             "--beta is a setting of --objective elbo, --objective tc",
         ),
+        (["train", "mlp", "--hidden-dims", "64"], "no flag --hidden-dims; did you mean '--encoder-hidden-dims'"),
         ([*TRAIN, "--device", "tpu"], "--device tpu cannot be used here"),
         (["train", "mlp", "--data", "mnits"], "neither a path nor a data set; did you mean 'mnist'?"),
         (["train", "mlp", "--data", "digits", "--image-size", "32", "32"], "describe your own files"),

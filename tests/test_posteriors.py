@@ -16,6 +16,7 @@ from oracle import SHAPE, LinearGaussian, exact_log_px, linear_vae, sample_image
 from vaelab import specs
 from vaelab.compiling import can_compile
 from vaelab.config import override
+from vaelab.distribution import NoDensityError
 from vaelab.divergences import analytic_kl, log_mean_exp
 from vaelab.errors import UsageError
 from vaelab.flows import MaskedFlow, Planar
@@ -571,3 +572,12 @@ def test_steps_are_compiled_with_the_numbers_of_plain_ones(digits):
     assert isinstance(compiled._way, CompiledStep)
     assert not compiled._way._failed
     assert are_one(plain, compiled)
+
+
+def test_what_a_posterior_has_not_is_said_in_words():
+    point = specs.Deterministic(2).build(8)(torch.randn(3, 8))
+    with pytest.raises(NoDensityError, match="it has no density"):
+        point.log_prob(point.mean)
+    flow = specs.PlanarFlow(2).build(8)(torch.randn(3, 8))
+    with pytest.raises(NotImplementedError, match="center is a typical point of it"):
+        _ = flow.mean

@@ -16,12 +16,13 @@ from oracle import linear_vae, sample_images
 from vaelab import specs
 from vaelab.cli import main
 from vaelab.config import Run, override
+from vaelab.distribution import NoDensityError
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.loading import load_model
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
-from vaelab.priors import MixturePrior, NoDensityError, TwoStage
+from vaelab.priors import MixturePrior, TwoStage
 from vaelab.refit import Fitting, encode, refit
 from vaelab.runtime import RowNoise, StepNoise
 

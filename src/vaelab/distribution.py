@@ -14,6 +14,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 
+class NoDensityError(NotImplementedError, TypeError):
+    """A log-density was asked of a distribution that has none.
+
+    ``NotImplementedError`` is what torch's distributions raise, ``TypeError`` what vaelab's functions do where a number
+    is undefined for a model: whoever expects either is told in the same words.
+    """
+
+
 class Unchecked(Distribution, ABC):
     """A distribution whose parameters and values are checked where they are made or loaded, not at each use.
 

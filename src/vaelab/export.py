@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vaelab.distribution import NoDensityError
 from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.priors import NoDensityError
 from vaelab.runtime import generator
 
 Graph = Literal["encoder", "decoder", "scorer"]

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, cast
 
 import tyro
 from rich.console import Console
@@ -130,21 +130,23 @@ def _choose_parts(run: Run, arguments: Sequence[str]) -> Run:
     return override(run, **{slot: word for slot, word in chosen.items() if current.get(slot) != word})
 
 
-def _refuse_flags_of_other_parts(arguments: Sequence[str], known: set[str]) -> None:
-    """Raise for a setting of a part that was not chosen, naming the parts that have it."""
+def _refuse_flags_of_other_parts(run: Run, arguments: Sequence[str], known: set[str]) -> None:
+    """Raise for a setting that only parts have which were not chosen, naming them."""
     for flag in (argument.partition("=")[0] for argument in arguments):
         if not flag.startswith("--") or flag in known:
             continue
         name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
         owners = [
-            f"--{slot} {word}"
+            (slot, spec)
             for slot in slots_with_choice()
-            for word, spec in spec_names(slot).items()
+            for spec in spec_names(slot).values()
             for setting in dataclasses.fields(spec)
             if name in (setting.metadata["flag"], setting.name, *setting.metadata["aliases"])
         ]
-        if owners:
-            raise UsageError(f"{flag} is a setting of {', '.join(owners)}, and none of these is chosen: leave it out")
+        # The setting of a part that was chosen is known by another name, beside others of the same: that is suggested.
+        if owners and not any(isinstance(getattr(run, slot), spec) for slot, spec in owners):
+            words = ", ".join(f"--{slot} {cast(Any, spec).word}" for slot, spec in owners)
+            raise UsageError(f"{flag} is a setting of {words}, and none of these is chosen: leave it out")
 
 
 def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
@@ -171,7 +173,7 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
         flags_known |= {
             f"--{prefix}{word}" for word in words for prefix in ("", "no-") if not prefix or leaf.type is bool
         }
-    _refuse_flags_of_other_parts(arguments, flags_known)
+    _refuse_flags_of_other_parts(run, arguments, flags_known)
     refuse_unknown_flags(arguments, flags_known)
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vaelab.data.datasets import BATCH, EVALUATION_SEED, Dataset
+from vaelab.distribution import NoDensityError
 from vaelab.divergences import kl_of_dimensions, log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE, Batch
 from vaelab.posteriors import NormalPosterior, Posterior
-from vaelab.priors import NoDensityError
 from vaelab.runtime import RowNoise
 
 Array = NDArray[np.float64]

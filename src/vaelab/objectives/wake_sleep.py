@@ -5,6 +5,7 @@ Shapes: B batch, D latent dimensions.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast, final
@@ -81,10 +82,8 @@ class WakeSleep(Objective):
 
 def _score(qz: Distribution, z: Tensor) -> Tensor:
     """Compute log q(z|x) (B,) of given codes (B, D), in nats."""
-    try:
-        if cast("Posterior", qz).penalty is not None:  # a code that is chosen, not drawn: its mass has no gradient
-            raise NotImplementedError
-        return qz.log_prob(z)
-    except NotImplementedError as error:
-        raise TypeError(f"wake-sleep scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
-                        "--posterior diagonal-normal can") from error  # fmt: skip
+    if cast("Posterior", qz).penalty is None:  # else a code is chosen, not drawn, and its mass has no gradient
+        with contextlib.suppress(NotImplementedError):
+            return qz.log_prob(z)
+    raise TypeError(f"wake-sleep scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
+                    "--posterior diagonal-normal can")  # fmt: skip

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vaelab import specs
-from vaelab.distribution import PointMass
+from vaelab.distribution import NoDensityError, PointMass
 from vaelab.posteriors.posterior import Space
 from vaelab.runtime import Noise
 
@@ -31,8 +31,8 @@ class PointPosterior(PointMass):
         return PointPosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Raises ``TypeError``: there is no density."""
-        raise TypeError("all of a deterministic encoder's mass lies on one point: it has no density")
+        """Raises ``NoDensityError``."""
+        raise NoDensityError("all of a deterministic encoder's mass lies on one point: it has no density")
 
     def rsample_and_log_prob(self, shape: tuple[int, ...], noise: Noise, *, stop: bool = False) -> tuple[Tensor, None]:
         """The vector, repeated; no noise is drawn, and there is no density."""

@@ -8,7 +8,6 @@ from vaelab.priors.mixture import NormalMixture as NormalMixture
 from vaelab.priors.mixture import VampPrior as VampPrior
 from vaelab.priors.normal import StandardNormal as StandardNormal
 from vaelab.priors.normal import UnitNormal as UnitNormal
-from vaelab.priors.prior import NoDensityError as NoDensityError
 from vaelab.priors.prior import Prior as Prior
 from vaelab.priors.prior import PriorDistribution as PriorDistribution
 from vaelab.priors.sphere import UniformSphere as UniformSphere

@@ -17,14 +17,6 @@ from vaelab.runtime import Noise
 Encode = Callable[[Tensor], Distribution]
 
 
-class NoDensityError(NotImplementedError, TypeError):
-    """A log-density was asked of a distribution that has none.
-
-    ``NotImplementedError`` is what torch's distributions raise, ``TypeError`` what vaelab's functions do where a number
-    is undefined for a model: whoever expects either is told in the same words.
-    """
-
-
 @runtime_checkable
 class PriorDistribution(Protocol):
     """A ``torch.distributions.Distribution`` over latent vectors that can be sampled from given noise.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from vaelab import specs
-from vaelab.distribution import Unchecked
+from vaelab.distribution import NoDensityError, Unchecked
 from vaelab.divergences import kl_to_standard_normal, log_mean_exp
 from vaelab.posteriors import Head, NormalPosterior, Space
-from vaelab.priors.prior import Encode, NoDensityError
+from vaelab.priors.prior import Encode
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 

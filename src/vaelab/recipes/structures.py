@@ -118,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
         "autoencoder with 2 latents: mlp-2d without its prior",
         "Hinton & Salakhutdinov (2006), https://doi.org/10.1126/science.1127647",
         {},
-        None,
+        2,
         ("distortion", "mse"),
     ),
     "sigma-vae": Recipe(
