@@ -59,7 +59,7 @@ LIKELIHOODS = [
 SHAPES: list[Shape] = [(1, 28, 28), (3, 33, 47), (1, 8, 8), (3, 28, 20), (1, 9, 31)]
 OBJECTIVES = [
     ELBO(), ELBO(beta=0.3, kl_warmup_epochs=2), Capacity(capacity=3.0), FreeBits(), BalancedELBO(),
-    IWAE(3), IWAE(2, num_bounds=3, elbo_share=0.1), IWAE(4, backward_samples=2), PIWAE(2, 3), DReG(3), STL(), STL(3),
+    IWAE(3), IWAE(2, num_bounds=3, elbo_share=0.1), IWAE(4, backward_samples=2), PIWAE(2, 3), DReG(3), DReG(4, backward_samples=2), STL(), STL(3),
     BetaTC(), BetaTC(weighting="stratified"), Factor(critic_dims=(8,)), DIP(), DIP("codes"), MMD(), AAE((8,)), VAEGAN(),
     WakeSleep(), RAE(), RAE(gradient_penalty=0.1),
 ]  # fmt: skip

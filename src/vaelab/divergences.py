@@ -47,7 +47,7 @@ def resample(log_w: Float[Tensor, "K B"], u: Float[Tensor, "B J"]) -> Int[Tensor
         Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models, section 3.
         https://doi.org/10.2307/1390750
     """
-    share = torch.softmax(log_w, 0).cumsum(0).mT.contiguous()
+    share = log_w.mT.softmax(1).cumsum(1)
     places = (torch.arange(u.shape[1], device=u.device) + u) / u.shape[1]
     return torch.searchsorted(share, places.to(share)).clamp(max=len(log_w) - 1)
 

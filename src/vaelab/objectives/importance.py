@@ -6,9 +6,9 @@ Shapes: K samples of a bound, M bounds of an example, B batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar, cast, final
+from typing import TYPE_CHECKING, ClassVar, Self, cast, final
 
 from vaelab.errors import UsageError
 from vaelab.objectives.objective import Losses, Objective, Parts, likelihood_word, means_of, two_sides
@@ -23,27 +23,23 @@ if TYPE_CHECKING:
     from vaelab.runtime import Noise
 
 
-@final
 @dataclass(frozen=True)
-class IWAE(Objective):
-    r"""The importance-weighted bound: maximise :math:`E \log \frac1K \sum_k w_k`, :math:`w_k = p(x, z_k) / q(z_k|x)`.
+class Growing(Objective):
+    r"""A bound of K importance samples, :math:`E \log \frac1K \sum_k w_k`, with :math:`w_k = p(x, z_k) / q(z_k|x)`.
 
-    K = 1 is the ELBO with a sampled KL. With M bounds of K samples each, averaged, it is MIWAE. With a share beta of
-    the mean log weight added, :math:`\beta E \log w + (1 - \beta) \log \frac1K \sum_k w_k`, it is CIWAE.
+    What its gradients have in common: how many samples they take, and through how many they flow.
 
     Args:
         num_samples: K.
-        num_bounds: M.
-        elbo_share: beta of CIWAE.
         warm_samples, warm_epochs: train with fewer samples first, as in ``(1, 5), (100, 20)``: one sample for 100
             epochs, then five for 20. Monitored is the bound with K from the first epoch on, best counts after these.
-        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. The gradient is
-            :math:`\sum_k \tilde w_k \nabla \log w_k`, of which the mean of these J is an unbiased estimate: few weights
-            count, and a backward pass costs twice a forward one. None: through all.
+        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. A gradient
+            :math:`\sum_k \tilde w_k g_k`, with :math:`\tilde w` the normalised weights, is the mean of :math:`g_j` over
+            these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
 
     Raises:
-        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, or with a likelihood
-            that sets its sigma whenever it scores.
+        UsageError: for warm samples without their epochs, and ``backward_samples`` with a likelihood that sets its
+            sigma whenever it scores.
 
     Note:
         With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
@@ -51,14 +47,10 @@ class IWAE(Objective):
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
         the K for the backward pass. https://arxiv.org/abs/1509.00519
-        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 5.
-        https://arxiv.org/abs/1802.04537
     """
 
-    word: ClassVar[str] = "iwae"
     num_samples: int = option(5, "importance samples of a bound (K)")
-    num_bounds: int = option(1, "bounds that are averaged (M of MIWAE)")
-    elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)")
+    _: KW_ONLY
     warm_samples: tuple[int, ...] = option((), "train with so many samples first, one after the other")
     warm_epochs: tuple[int, ...] = option((), "epochs with each of these")
     backward_samples: int | None = option(
@@ -76,33 +68,34 @@ class IWAE(Objective):
         """Epochs until K samples are drawn."""
         return float(sum(self.warm_epochs))
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
-        """One group of all the model's parameters."""
-        if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
-            raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
-        if self.backward_samples is not None and likelihood_word(model) == "optimal-gaussian":
-            raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
-                             "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
-        return super().groups(model, networks)
-
-    def at(self, epoch: float) -> IWAE:
+    def at(self, epoch: float) -> Self:
         """The bound with the number of samples that is drawn at ``epoch``."""
         ends = zip(accumulate(self.warm_epochs), self.warm_samples, strict=True)
         count = next((samples for end, samples in ends if epoch < end), self.num_samples)
         return replace(self, num_samples=count, warm_samples=(), warm_epochs=())
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
-        """``bound``, and mean distortion and rate over the samples."""
+    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """One group of all the model's parameters."""
+        if self.backward_samples is not None and likelihood_word(model) == "optimal-gaussian":
+            raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
+                             "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
+        return super().groups(model, networks)
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound."""
+        return -means["bound"]
+
+    def _few(self) -> int | None:
+        """J where a gradient is wanted and goes through few, else None."""
         import torch
 
         few = self.backward_samples
-        if few is not None and few < self.num_samples and torch.is_grad_enabled():
-            return self._through_few(few, model, batch, noise)
-        return weighed_parts(model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise),
-                             self.num_bounds, self.elbo_share)  # fmt: skip
+        return few if few is not None and few < self.num_samples and torch.is_grad_enabled() else None
 
-    def _through_few(self, few: int, model: LatentVariableModel, batch: Batch, noise: Noise) -> Parts:
-        """The same numbers, and a gradient that flows through some samples."""
+    def _through_few(
+        self, few: int, model: LatentVariableModel, batch: Batch, noise: Noise, *, stop_qz: bool = False
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """Parts of all samples, whose bound sends its gradient through some; log w and weights (J, B) of these."""
         import torch
 
         from vaelab.divergences import resample
@@ -112,13 +105,56 @@ class IWAE(Objective):
             draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise)
             parts = weighed_parts(draw, 1)
             chosen = resample(draw.log_w, noise.uniform("resample", (len(batch.x), few)))
-        again = model.draw(batch.x, num_samples=few, noise=ChosenNoise(noise, self.num_samples, chosen))
+            weights = draw.log_w.softmax(0).mT.gather(1, chosen).mT
+        again = model.draw(
+            batch.x, num_samples=few, noise=ChosenNoise(noise, self.num_samples, chosen), stop_qz=stop_qz
+        )
         surrogate = again.log_w.mean(0)
-        return {**parts, "bound": parts["bound"] + surrogate - surrogate.detach()}
+        return {**parts, "bound": parts["bound"] + surrogate - surrogate.detach()}, again.log_w, weights
 
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Minus the bound."""
-        return -means["bound"]
+
+@final
+@dataclass(frozen=True)
+class IWAE(Growing):
+    r"""The importance-weighted bound: maximise :math:`E \log \frac1K \sum_k w_k`, :math:`w_k = p(x, z_k) / q(z_k|x)`.
+
+    K = 1 is the ELBO with a sampled KL. With M bounds of K samples each, averaged, it is MIWAE. With a share beta of
+    the mean log weight added, :math:`\beta E \log w + (1 - \beta) \log \frac1K \sum_k w_k`, it is CIWAE.
+
+    Args:
+        num_samples: K.
+        num_bounds: M.
+        elbo_share: beta of CIWAE.
+        warm_samples, warm_epochs, backward_samples: as in ``Growing``: fewer samples at first, and a gradient that
+            goes through few.
+
+    Raises:
+        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, or with a likelihood
+            that sets its sigma whenever it scores.
+
+    Reference:
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
+        the K for the backward pass. https://arxiv.org/abs/1509.00519
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better (MIWAE, CIWAE), section 5.
+        https://arxiv.org/abs/1802.04537
+    """
+
+    word: ClassVar[str] = "iwae"
+    num_bounds: int = option(1, "bounds that are averaged (M of MIWAE)")
+    elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)")
+
+    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """One group of all the model's parameters."""
+        if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
+            raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
+        return super().groups(model, networks)
+
+    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """``bound``, and mean distortion and rate over the samples."""
+        if (few := self._few()) is not None:
+            return self._through_few(few, model, batch, noise)[0]
+        return weighed_parts(model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise),
+                             self.num_bounds, self.elbo_share)  # fmt: skip
 
 
 @final
@@ -168,7 +204,7 @@ class PIWAE(Objective):
 
 @final
 @dataclass(frozen=True)
-class DReG(Objective):
+class DReG(Growing):
     r"""The IWAE bound, with a doubly reparameterised gradient for the encoder: unbiased, and with less variance.
 
     :math:`\nabla_\phi = E \sum_k \tilde w_k^2 \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial
@@ -176,6 +212,8 @@ class DReG(Objective):
 
     Args:
         num_samples: K.
+        warm_samples, warm_epochs, backward_samples: as in ``Growing``: fewer samples at first, and a gradient that
+            goes through few (the encoder's from :math:`\tilde w_j \frac{\partial \log w_j}{\partial z_j}`).
 
     Raises:
         UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
@@ -189,21 +227,20 @@ class DReG(Objective):
     """
 
     word: ClassVar[str] = "dreg"
-    num_samples: int = option(5, "importance samples of a bound (K)")
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
+        super().groups(model, networks)
         return two_sides(model, self.word)
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate; ``surrogate``, whose gradient is the encoder's."""
+        if (few := self._few()) is not None:
+            parts, log_w, weights = self._through_few(few, model, batch, noise, stop_qz=True)
+            return {**parts, "surrogate": (weights * log_w).mean(0)}
         draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise, stop_qz=True)
         weights = draw.log_w.detach().softmax(0)
         return {**weighed_parts(draw, 1), "surrogate": (weights.square() * draw.log_w).sum(0)}
-
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Minus the bound."""
-        return -means["bound"]
 
     def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Both sides together, of one draw."""
