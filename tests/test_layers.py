@@ -13,6 +13,7 @@ LAYERS = [
     {"models", "objectives"},
     {
         "compiling",
+        "products",
         "config",
         "checkpoint",
         "folder",

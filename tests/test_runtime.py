@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from vaelab import schedules
 from vaelab.errors import UsageError
-from vaelab.runtime import RowNoise, StepNoise, epoch_order, resolve_device, resolve_precision
+from vaelab.runtime import (
+    RowNoise,
+    StepNoise,
+    cpu_name,
+    epoch_order,
+    prefers_onednn,
+    resolve_device,
+    resolve_precision,
+)
 
 
 def test_noise_depends_on_seed_stream_and_step_alone():
@@ -67,6 +75,26 @@ def test_precision_is_proven_before_auto_takes_it(monkeypatch):
     monkeypatch.setattr("vaelab.runtime._cpu_flags", lambda: {"avx2"})
     assert resolve_precision("auto", cpu, -0.05) == "fp32"
     assert resolve_precision("bf16", cpu, None) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "expected"),
+    [("AuthenticAMD", 26, "fma avx512f", True), ("AuthenticAMD", 25, "fma avx512f", False),
+     ("AuthenticAMD", 26, "fma avx2", False), ("GenuineIntel", 26, "fma avx512f", False)],
+)  # fmt: skip
+def test_onednn_is_preferred_where_mkl_leaves_half_of_the_units_idle(monkeypatch, vendor, family, flags, expected):
+    first = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel name\t: Some: CPU\nflags\t\t: {flags}\n"
+    )
+    monkeypatch.setattr("vaelab.runtime._cpu_info", lambda: first + first.replace("Some", "Other"))
+    assert prefers_onednn(torch.device("cpu")) is (expected and torch.backends.mkldnn.is_available())
+    assert cpu_name() == "Some: CPU"
+
+
+def test_a_system_that_says_nothing_of_its_processor_has_one(monkeypatch):
+    monkeypatch.setattr("vaelab.runtime._cpu_info", lambda: "")
+    assert not prefers_onednn(torch.device("cpu"))
+    assert cpu_name()
 
 
 def test_a_device_that_is_not_there_is_named():

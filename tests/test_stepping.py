@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaelab as v
 from vaelab import specs, stepping
@@ -22,6 +23,7 @@ from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.objectives import ELBO, IWAE
+from vaelab.products import by_onednn
 from vaelab.recipes import recipe
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
@@ -257,3 +259,51 @@ def test_long_runs_are_compiled_and_short_ones_are_not(digits):
 def test_the_plain_step_is_the_reference(digits):
     trainer = trained(MLP, digits, "off", 1)
     assert isinstance(trainer._way, PlainStep)
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+
+has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+def products(bias, x, weight, small):
+    return x @ weight, torch.addmm(bias, x, weight), small @ small, (x.bfloat16() @ weight.bfloat16()).float()
+
+
+@has_onednn
+def test_onednn_computes_the_large_fp32_products_of_a_graph():
+    torch.manual_seed(0)
+    given = (torch.randn(300), torch.randn(300, 70).t(), torch.randn(300, 300).t(), torch.randn(10, 10))
+    graph = make_fx(products, tracing_mode="fake")(*given)
+    assert by_onednn(graph) == 2
+    assert {str(node.target) for node in graph.graph.nodes if node.op == "call_function"} >= {
+        "vaelab.product.default", "vaelab.affine.default", "aten.mm.default",
+    }  # fmt: skip
+    exact = products(*(tensor.double() for tensor in given))
+    for found, whole in zip(graph(*given)[:3], exact[:3], strict=True):
+        torch.testing.assert_close(found.double(), whole, rtol=0, atol=1e-4)
+    assert torch.equal(graph(*given)[3], products(*given)[3]), "bf16 products are left alone"
+
+
+@has_onednn
+def test_no_product_of_fp32_is_rounded_to_bf16():
+    """Sums of products of numbers that bf16 cannot tell apart from 1."""
+    x = torch.full((200, 200), 1 + 2**-12)
+    graph = make_fx(torch.mm, tracing_mode="fake")(x, x)
+    assert by_onednn(graph) == 1
+    torch.testing.assert_close(graph(x, x), x @ x, rtol=1e-6, atol=0)
+    assert (graph(x, x) > 200.05).all()
+
+
+@has_onednn
+@needs_compiler
+def test_compiled_steps_with_onednns_products_are_the_plain_ones(digits, monkeypatch):
+    run = override(MLP, encoder_hidden_dims=(128,), decoder_hidden_dims=(128,), precision="fp32")
+    asked = []
+    monkeypatch.setattr(stepping, "prefers_onednn", lambda device: True)
+    monkeypatch.setattr(stepping, "by_onednn", lambda graph: asked.append(by_onednn(graph)))
+    plain, compiled = (trained(run, digits, way, 20) for way in ("off", "on"))
+    assert not compiled._way._failed
+    assert asked == [5], "the first and the last layer: forward, weights, and what flows back through the last"
+    torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)

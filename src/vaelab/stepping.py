@@ -28,7 +28,8 @@ from vaelab.compiling import can_compile, compile_errors, reason
 from vaelab.errors import UsageError
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
-from vaelab.runtime import Noise, RowNoise
+from vaelab.products import by_onednn
+from vaelab.runtime import Noise, RowNoise, prefers_onednn
 from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
 log = logging.getLogger("vaelab")
@@ -183,6 +184,8 @@ class CompiledStep:
         # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         graph = make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
+        if prefers_onednn(batch.x.device):
+            by_onednn(graph)
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
         # to be torch's, not the compiler's.
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "fallback_random": True}
