@@ -12,6 +12,7 @@ from vaelab.errors import UsageError
 from vaelab.likelihoods import BernoulliImage, softplus_sum
 from vaelab.models import VAE, Batch
 from vaelab.networks import Dropout
+from vaelab.networks.narrow import DoublingConv, HalvingConv
 from vaelab.objectives import (
     AAE,
     DIP,
@@ -338,6 +339,31 @@ def test_bernoulli_is_no_density_on_grey_pixels():
     assert bernoulli.is_density(binary_data=True)
     assert not bernoulli.is_density(binary_data=False)
     assert gaussian.is_density(binary_data=False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(28, 28), (15, 9), (8, 21)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_of_few_channels_are_torchs(channels, size, bias):
+    torch.manual_seed(0)
+    x = torch.randn(4, channels, *size).to(memory_format=torch.channels_last).requires_grad_()
+    half = [-(-side // 2) for side in size]
+    grow = (1 - size[0] % 2, 1 - size[1] % 2)
+    down, up = HalvingConv(channels, 6, bias), DoublingConv(6, channels, grow, bias)
+    for layer, given, shape, torchs in (
+        (down, x, (4, 6, *half), torch.nn.Conv2d.forward),
+        (up, torch.randn(4, 6, *half, requires_grad=True), (4, channels, *size), torch.nn.ConvTranspose2d.forward),
+    ):
+        learned = (given, *layer.parameters())
+        out, expected = layer(given), torchs(layer, given)
+        assert out.shape == shape
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        weights = torch.randn_like(out)
+        for ours, theirs in zip(
+            *(torch.autograd.grad((y * weights).sum(), learned) for y in (out, expected)), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert down(x).is_contiguous(memory_format=torch.channels_last), "what follows would be brought into order first"
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 15, 17), (999, 37)])

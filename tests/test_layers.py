@@ -14,6 +14,7 @@ LAYERS = [
     {
         "compiling",
         "products",
+        "batchnorm",
         "config",
         "checkpoint",
         "folder",

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaelab as v
 from vaelab import specs, stepping
+from vaelab.batchnorm import BATCH_NORM
 from vaelab.cli import main
 from vaelab.compiling import can_compile
 from vaelab.config import override
@@ -259,6 +260,39 @@ def test_long_runs_are_compiled_and_short_ones_are_not(digits):
 def test_the_plain_step_is_the_reference(digits):
     trainer = trained(MLP, digits, "off", 1)
     assert isinstance(trainer._way, PlainStep)
+
+
+# --- batch norm ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 6, 4), (7, 3, 2, 2), (64, 4)])  # 7 images make no groups
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batch_norm_in_two_stages_is_torchs(shape, dtype):
+    torch.manual_seed(0)
+    x, grad = ((torch.randn(shape) * 3 + 5).to(dtype) for _ in range(2))
+    of_channels = torch.float32 if dtype == torch.bfloat16 else dtype
+    weight, bias = torch.rand(shape[1], dtype=of_channels) + 0.5, torch.randn(shape[1], dtype=of_channels)
+
+    def normalise(x, weight, bias, mean, var, grad):
+        given = x.detach().requires_grad_(), weight.detach().requires_grad_(), bias.detach().requires_grad_()
+        out = nn.functional.batch_norm(given[0], mean, var, *given[1:], training=True, momentum=0.3)
+        return out, *torch.autograd.grad(out, given, grad), mean, var
+
+    def inputs():
+        return x, weight, bias, torch.ones_like(bias), torch.full_like(bias, 2.0), grad
+
+    graph = make_fx(normalise, BATCH_NORM, tracing_mode="fake")(*inputs())
+    assert not [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
+    rounding = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}
+    for found, torchs in zip(graph(*inputs()), normalise(*inputs()), strict=True):
+        assert found.dtype == torchs.dtype
+        torch.testing.assert_close(found, torchs, **rounding)
+
+
+def test_batch_norm_by_its_running_means_is_left_alone():
+    inputs = torch.randn(4, 3, 2, 2), torch.rand(3), torch.rand(3), torch.rand(3), torch.rand(3)
+    graph = make_fx(lambda x, *numbers: nn.functional.batch_norm(x, *numbers), BATCH_NORM, tracing_mode="fake")(*inputs)
+    assert [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
 
 
 # --- products -------------------------------------------------------------------------------------------------------

@@ -272,6 +272,11 @@ def resolve_precision(requested: Precision, device: torch.device, bf16_gap: floa
     return "bf16" if proven and has_fast_bf16(device) else "fp32"
 
 
+def widened(x: Tensor) -> Tensor:
+    """Numbers of half precision in fp32, others as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Generator[int]:
     """Compute with ``count`` CPU threads inside the block (None: leave as is), then restore what was set."""

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from vaelab.batchnorm import BATCH_NORM
 from vaelab.compiling import can_compile, compile_errors, reason
 from vaelab.errors import UsageError
 from vaelab.models import VAE, Batch
@@ -182,8 +183,9 @@ class CompiledStep:
             return [_stack(terms, norm)]
 
         # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
+        table = BATCH_NORM if batch.x.device.type == "cpu" else {}
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
-        graph = make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
+        graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         if prefers_onednn(batch.x.device):
             by_onednn(graph)
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vaelab import specs
 from vaelab.errors import UsageError
 from vaelab.networks.dropout import Dropout
+from vaelab.networks.narrow import DoublingConv, HalvingConv
 from vaelab.networks.network import check_sides, dense_layers, nonlinearity, set_bias
 from vaelab.specs import Shape
 
@@ -37,7 +38,7 @@ class ConvEncoder(nn.Module):
         channels = shape[0]
         for width in spec.conv_channels:
             # A bias before batch normalisation would be subtracted at once.
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=not spec.batch_norm)]
+            layers += [HalvingConv(channels, width, bias=not spec.batch_norm)]
             layers += [nn.BatchNorm2d(width)] if spec.batch_norm else []
             layers += [nonlinearity(spec.activation, "convolutions")]
             layers += [Dropout(spec.dropout)] if spec.dropout else []
@@ -80,7 +81,7 @@ class ConvDecoder(nn.Module):
             last = i == len(widths) - 1
             normalised = spec.batch_norm and not last
             grow = (1 - sides[i + 1][0] % 2, 1 - sides[i + 1][1] % 2)
-            layers += [nn.ConvTranspose2d(channels, width, 3, 2, 1, output_padding=grow, bias=not normalised)]
+            layers += [DoublingConv(channels, width, grow, bias=not normalised)]
             layers += [nn.BatchNorm2d(width)] if normalised else []
             layers += [] if last else [nonlinearity(spec.activation, "convolutions")]
         self.layers = nn.Sequential(*layers)

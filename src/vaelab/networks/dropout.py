@@ -16,42 +16,50 @@ class Dropout(nn.Dropout):
     r"""Drop each activation with probability :math:`p`, and divide the others by :math:`1 - p`; on CPUs, cheaply.
 
     There torch draws a floating-point number for each activation, one after the other, which took a seventh of a
-    training step of ``conv-beta``. Fifteen bits are enough: p is rounded to a multiple of :math:`2^{-15}`, in the mask
-    and in the division alike. The bits come from torch's global generator, as torch's own.
+    training step of ``conv-beta``. Here two numbers from torch's global generator are the key of a hash, and what the
+    hash makes of an activation's place decides: nothing is drawn one after the other, and a compiled step computes
+    masks where it needs them, and keeps none. Of 31 bits: p is met to :math:`2^{-31}`.
 
     Args:
         p: the probability.
 
     Reference:
         Srivastava et al. (2014), Dropout. https://jmlr.org/papers/v15/srivastava14a.html
+        Wellons (2018), Prospecting for Hash Functions (the constants). https://nullprogram.com/blog/2018/07/31/
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """The activations, some of them 0; outside of training all of them."""
         if not self.training or input.device.type != "cpu":
             return super().forward(input)
-        dropped = round(self.p * 2**15)
-        return (input / (1 - dropped / 2**15)).masked_fill(_dropped(input.detach(), dropped), 0)
+        bits = _hashed(input.numel(), _key(input.detach()))
+        dropped = _as_in_memory(bits < round(self.p * 2**31), input)
+        return (input * (1 / (1 - self.p))).masked_fill(dropped, 0)
 
 
-# An operation of its own, which the compiler leaves alone: 16-bit integers would keep it from using vectors.
+def _hashed(count: int, key: Tensor) -> Tensor:
+    """31 bits for each of ``count`` places (int32); products wrap around, and shifts are of unsigned numbers."""
+    x = torch.arange(count, dtype=torch.int32) ^ key[0]
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D + key[1]
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return (x ^ ((x >> 16) & 0xFFFF)) & 0x7FFFFFFF
+
+
+# An operation of its own, so that a compiled step draws the plain one's numbers. (It has an input because the compiler
+# would take what depends on nothing for a constant.)
 @torch.library.custom_op(
-    "vaelab::dropped", mutates_args=(), schema="(Tensor x, int dropped) -> Tensor",
-    tags=(torch.Tag.nondeterministic_seeded,),
-)  # fmt: skip
-def _dropped(x: Tensor, dropped: int) -> Tensor:
-    """Where activations are dropped, in the shape of x: each with probability dropped / 2**15."""
-    count = x.numel()
-    words = torch.empty(-(-count // 4), dtype=torch.int64).random_()  # 63 random bits: 15 in each of four parts
-    mask = (words.view(torch.int16)[:count] & 0x7FFF) < dropped
-    return _as_in_memory(mask, x)
+    "vaelab::dropout_key", mutates_args=(), schema="(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _key(x: Tensor) -> Tensor:
+    """Two numbers of 31 bits from torch's global generator."""
+    return torch.empty(2, dtype=torch.int32).random_()
 
 
-def _dropped_shape(x: Tensor, dropped: int) -> Tensor:
-    return _as_in_memory(torch.empty(x.numel(), dtype=torch.bool, device=x.device), x)
+def _key_shape(x: Tensor) -> Tensor:
+    return torch.empty(2, dtype=torch.int32, device=x.device)
 
 
-torch.library.register_fake("vaelab::dropped", _dropped_shape)  # pyright: ignore[reportUnknownMemberType]
+torch.library.register_fake("vaelab::dropout_key", _key_shape)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _as_in_memory(flat: Tensor, x: Tensor) -> Tensor:
