@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaelab import specs
 from vaelab.errors import UsageError
@@ -364,6 +365,12 @@ def test_convolutions_of_few_channels_are_torchs(channels, size, bias):
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert down(x).is_contiguous(memory_format=torch.channels_last), "what follows would be brought into order first"
+    for layer, given in ((down, x.detach()), (up, torch.randn(4, 6, *half))):
+        names = [str(node.target) for node in make_fx(layer)(given).graph.nodes]
+        assert not [name for name in names if "convolution" in name], "torch's own layer was asked"
+    assert up(torch.randn(4, 6, *half), output_size=[2 * side - 1 for side in half]).shape[2:] == tuple(
+        2 * side - 1 for side in half
+    )
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 15, 17), (999, 37)])
@@ -390,7 +397,19 @@ def test_dropouts_mask_depends_on_the_seed_and_not_on_the_memorys_order():
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
     neighbours = torch.stack([drawn[1].permute(0, 2, 3, 1).flatten()[i::4] == 0 for i in range(4)]).double()
-    assert (torch.corrcoef(neighbours) - torch.eye(4)).abs().max() < 0.05, "four masks share a random word"
+    assert (torch.corrcoef(neighbours) - torch.eye(4)).abs().max() < 0.05
+
+
+def test_dropouts_masks_do_not_depend_on_each_other():
+    layer, x = Dropout(0.3), torch.ones(200_000)
+    torch.manual_seed(0)
+    masks = torch.stack([layer(x) == 0 for _ in range(40)]).double()  # one after the other, as layers and steps do
+    assert (torch.corrcoef(masks) - torch.eye(40)).abs().max() < 5 / 200_000**0.5
+    assert len(masks.unique(dim=0)) == 40
+
+
+def test_dropout_of_everything_leaves_nothing():
+    assert Dropout(1.0)(torch.ones(5)).tolist() == [0] * 5
 
 
 def test_gates_are_for_dense_layers():

@@ -39,7 +39,7 @@ from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise, StepNoise
 from vaelab.stepping import CompiledStep, _with_images
 from vaelab.train import fit
-from vaelab.trainer import Trainer
+from vaelab.trainer import Trainer, build_model
 
 CPU = torch.device("cpu")
 NOISE = StepNoise(0, 0)
@@ -161,6 +161,17 @@ def test_few_samples_and_a_sigma_that_each_scoring_sets_are_refused():
     with pytest.raises(UsageError, match="would set its sigma twice"):
         objectives.DReG(4, backward_samples=1).groups(model, nn.ModuleDict())
     assert objectives.IWAE(4).groups(model, nn.ModuleDict())
+
+
+@pytest.mark.parametrize("kind", [objectives.IWAE, objectives.DReG])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_few_samples_and_batch_norm_are_refused(kind, side):
+    """Of the samples that are chosen it would make other means than of all."""
+    run = override(recipe("conv-2d"), **{f"{side}_batch_norm": True})
+    model = build_model(run, (1, 28, 28))
+    with pytest.raises(UsageError, match="batch norm would normalise otherwise: leave one out"):
+        kind(4, backward_samples=1).groups(model, nn.ModuleDict())
+    assert kind(4).groups(model, nn.ModuleDict())
 
 
 def test_averages_of_bounds_are_what_their_names_say():

@@ -265,7 +265,9 @@ def test_the_plain_step_is_the_reference(digits):
 # --- batch norm ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(12, 5, 6, 4), (7, 3, 2, 2), (64, 4)])  # 7 images make no groups
+@pytest.mark.parametrize(
+    "shape", [(32, 5, 6, 4), (17, 3, 2, 2), (64, 4)]
+)  # 16 groups of two; one group, 17 being prime
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_batch_norm_in_two_stages_is_torchs(shape, dtype):
     torch.manual_seed(0)
@@ -287,6 +289,15 @@ def test_batch_norm_in_two_stages_is_torchs(shape, dtype):
     for found, torchs in zip(graph(*inputs()), normalise(*inputs()), strict=True):
         assert found.dtype == torchs.dtype
         torch.testing.assert_close(found, torchs, **rounding)
+
+
+def test_the_traced_step_has_no_batch_norm_left(digits, monkeypatch):
+    traced = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: traced.append(graph) or graph)
+    trained(RUNS["conv-beta"], digits, "on", 1)
+    names = [str(node.target) for node in traced[0].graph.nodes]
+    assert "aten.rsqrt.default" in names
+    assert not [name for name in names if "batch_norm" in name]
 
 
 def test_batch_norm_by_its_running_means_is_left_alone():
@@ -318,6 +329,18 @@ def test_onednn_computes_the_large_fp32_products_of_a_graph():
     for found, whole in zip(graph(*given)[:3], exact[:3], strict=True):
         torch.testing.assert_close(found.double(), whole, rtol=0, atol=1e-4)
     assert torch.equal(graph(*given)[3], products(*given)[3]), "bf16 products are left alone"
+
+
+@has_onednn
+@pytest.mark.parametrize(
+    "bias", [torch.ones(1), torch.ones(1).expand(300), torch.arange(600.0)[::2], torch.ones(1, 300)]
+)
+def test_biases_of_any_layout_are_added(bias):
+    torch.manual_seed(0)
+    given = bias, torch.randn(300, 300), torch.randn(300, 300)
+    graph = make_fx(torch.addmm, tracing_mode="fake")(*given)
+    assert by_onednn(graph) == (bias.shape == (300,))
+    torch.testing.assert_close(graph(*given), torch.addmm(*given), rtol=1e-4, atol=1e-4)
 
 
 @has_onednn

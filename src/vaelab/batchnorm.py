@@ -20,7 +20,7 @@ GROUPS = 16  # at most: enough for as many cores, and few enough that the second
 
 
 def _means(x: Tensor) -> Tensor:
-    """The mean of each channel (C,) of images (B, C, *), in two stages."""
+    """The mean of each channel (C,) of images (B, C, *), in two stages (in one, if B is a prime above ``GROUPS``)."""
     images = x.shape[0]
     groups = next(count for count in range(min(GROUPS, images), 0, -1) if images % count == 0)
     sums = x.unflatten(0, (groups, -1)).sum([1, *range(3, x.ndim + 1)])
@@ -45,8 +45,8 @@ def _forward(
     rstd = (var + eps).rsqrt()
     if running_mean is not None and running_var is not None:
         count = x.numel() / x.shape[1]
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var * (count / (count - 1)), momentum)
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
     return (centred * shaped(rstd * weight) + shaped(bias)).to(x.dtype), mean, rstd
 
 

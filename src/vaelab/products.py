@@ -37,7 +37,7 @@ def _is_large(node: Node) -> bool:
     values = [argument.meta["val"] for argument in node.args if isinstance(argument, Node)]
     (rows, inner), (_, columns) = (value.shape for value in values[-2:])
     plain = not node.kwargs and all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
-    bias_is_row = all(value.ndim == 1 for value in values[:-2])
+    bias_is_row = all(value.shape == (columns,) for value in values[:-2])
     return plain and bias_is_row and 2 * rows * inner * columns >= LEAST
 
 
@@ -46,7 +46,7 @@ def _onednn(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "
 
 
 def _onednn_affine(bias: Float[Tensor, " M"], a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "N M"]:
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias.contiguous(), "none", [], "")
 
 
 # Operations of our own, since the compiler takes oneDNN's for a network's whose weights never change.

@@ -249,7 +249,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def prefers_onednn(device: torch.device) -> bool:
     """Whether oneDNN's fp32 products are faster than MKL's here: a CPU of AMD's with AVX-512 units of 512 bits (Zen 5).
 
-    MKL takes AVX2 on it. On Zen 4, whose units are of 256 bits, both are as fast.
+    MKL takes AVX2 on it. Where the units are of 256 bits (Zen 4, and Zen 5 of laptops) both are as fast.
     """
     wide = _cpu_field("vendor_id") == "AuthenticAMD" and int(_cpu_field("cpu family") or 0) >= 26
     return device.type == "cpu" and wide and "avx512f" in _cpu_flags() and torch.backends.mkldnn.is_available()

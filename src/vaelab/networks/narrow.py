@@ -38,7 +38,7 @@ class HalvingConv(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O h w"]:
         """Feature maps, channels last in memory."""
-        if self.in_channels > FEW or input.device.type != "cpu" or torch.compiler.is_exporting():
+        if not _is_narrow(self.in_channels, input):
             return super().forward(input)
         windows = pad(input, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # B C h w 3 3
         places = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
@@ -60,21 +60,25 @@ class DoublingConv(nn.ConvTranspose2d):
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
             channels, out_channels, 3, 2, 1, output_padding=grow, bias=bias
         )
-        self._grow = grow
 
     def forward(
         self, input: Float[Tensor, "B C h w"], output_size: list[int] | None = None
     ) -> Float[Tensor, "B O H W"]:
-        """Feature maps of twice the size."""
-        if self.out_channels > FEW or input.device.type != "cpu" or torch.compiler.is_exporting():
+        """Feature maps of twice the size; those of few channels in fp32, whatever is multiplied in bf16."""
+        if output_size is not None or not _is_narrow(self.out_channels, input):
             return super().forward(input, output_size)
         weight = self.weight.permute(1, 2, 3, 0).flatten(0, 2)
         # What each place adds to the 3x3 places around its double; sums of these are taken in fp32.
         parts = widened(linear(input.permute(0, 2, 3, 1), weight))
         parts = parts.reshape(*parts.shape[:3], self.out_channels, 3, 3).permute(4, 5, 0, 3, 1, 2)  # 3 3 B O h w
-        rows = _interleave(parts, 3, self._grow[0])  # 3 B O H w
-        image = _interleave(rows, 3, self._grow[1])
+        rows = _interleave(parts, 3, self.output_padding[0])  # 3 B O H w
+        image = _interleave(rows, 3, self.output_padding[1])
         return image if self.bias is None else image + self.bias[:, None, None]
+
+
+def _is_narrow(channels: int, input: Tensor) -> bool:
+    """Whether to multiply matrices. Exported graphs say what they are: convolutions."""
+    return channels <= FEW and input.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def _interleave(parts: Tensor, axis: int, grow: int) -> Tensor:

@@ -38,8 +38,8 @@ class Growing(Objective):
             these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
 
     Raises:
-        UsageError: for warm samples without their epochs, and ``backward_samples`` with a likelihood that sets its
-            sigma whenever it scores.
+        UsageError: for warm samples without their epochs, and ``backward_samples`` with what depends on all samples
+            that are scored together: a likelihood that sets its sigma by them, or batch norm.
 
     Note:
         With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
@@ -76,6 +76,9 @@ class Growing(Objective):
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
+        if self.backward_samples is not None and _has_batch_norm(model):
+            raise UsageError("--backward-samples runs the network on all samples and again on some, which batch norm "
+                             "would normalise otherwise: leave one out")  # fmt: skip
         if self.backward_samples is not None and likelihood_word(model) == "optimal-gaussian":
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
@@ -129,8 +132,7 @@ class IWAE(Growing):
             goes through few.
 
     Raises:
-        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, or with a likelihood
-            that sets its sigma whenever it scores.
+        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, and as in ``Growing``.
 
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
@@ -280,6 +282,12 @@ class STL(Objective):
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """Minus the bound."""
         return -means["bound"]
+
+
+def _has_batch_norm(model: Module) -> bool:
+    from torch.nn import BatchNorm2d
+
+    return any(isinstance(module, BatchNorm2d) for module in model.modules())
 
 
 def weighed_parts(draw: Draw, num_bounds: int, elbo_share: float = 0.0) -> Parts:
