@@ -1,6 +1,10 @@
 """Noise is a function of (seed, stream, step) and of nothing else; schedules are functions of the step."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,3 +118,29 @@ def test_cosine_is_halfway_at_half_time_and_stays_at_its_end():
     assert cosine(0) == 3.0
     assert math.isclose(cosine(50), 2.0)
     assert cosine(100) == cosine(1e6) == 1.0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's own setting")
+def test_freed_memory_is_kept():
+    """Pages that a process takes from the system for a piece that it has had before: none."""
+    program = """
+import resource, torch
+from vaelab.runtime import keep_freed_memory
+if {}:
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(2_000_000)
+before = faults()
+for _ in range(20):
+    torch.ones(2_000_000), torch.ones(1_500_000)
+print(faults() - before)
+"""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # as where nothing large was freed before
+    kept, taken = (
+        int(subprocess.run([sys.executable, "-c", program.format(keep)], env=environment, capture_output=True,
+                           text=True, check=True).stdout)
+        for keep in (True, False)
+    )  # fmt: skip
+    assert kept < taken / 10

@@ -9,7 +9,9 @@ Shapes: B batch (the first axis of everything drawn here).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
+import sys
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -275,6 +277,18 @@ def resolve_precision(requested: Precision, device: torch.device, bf16_gap: floa
 def widened(x: Tensor) -> Tensor:
     """Numbers of half precision in fp32, others as they are."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for what is asked for next; elsewhere nothing happens.
+
+    A step asks for the same megabytes as the one before. By default glibc may take each piece from the system anew,
+    which clears it page by page: a third of the time of a compiled convolutional step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its largest: smaller pieces are not mapped one by one
+        mallopt(-1, 2**29)  # M_TRIM_THRESHOLD: so much may lie free
 
 
 @contextlib.contextmanager

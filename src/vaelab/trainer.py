@@ -31,7 +31,17 @@ from vaelab.networks import Decoder, initialise
 from vaelab.objectives import sum_parts
 from vaelab.posteriors import VectorQuantized
 from vaelab.priors import VampPrior
-from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator, machine, reseed, resolve_precision
+from vaelab.runtime import (
+    Noise,
+    RowNoise,
+    StepNoise,
+    epoch_order,
+    generator,
+    keep_freed_memory,
+    machine,
+    reseed,
+    resolve_precision,
+)
 from vaelab.specs import Shape, Spec
 from vaelab.stepping import CompiledStep, PlainStep, Step, choose, term_names
 from vaelab.updates import AdamUpdate, CannotCompileError
@@ -62,6 +72,7 @@ class Trainer:
     def __init__(self, run: Run, data: Dataset, device: torch.device, team: Team | None = None) -> None:
         require_effect(run)
         self.run, self.data, self.device, self.team = run, data, device, team or Team()
+        keep_freed_memory()
         self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
         log.info("computing in %s on %s", self.precision, machine(device))
