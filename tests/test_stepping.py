@@ -291,6 +291,7 @@ def test_batch_norm_in_two_stages_is_torchs(shape, dtype):
         torch.testing.assert_close(found, torchs, **rounding)
 
 
+@needs_compiler
 def test_the_traced_step_has_no_batch_norm_left(digits, monkeypatch):
     traced = []
     monkeypatch.setattr(torch, "compile", lambda graph, **options: traced.append(graph) or graph)
