@@ -588,3 +588,14 @@ def test_glorots_weights_have_his_scale_and_the_first_image_is_the_mean_image(di
     plain = Trainer(recipe(recipe_name), digits, torch.device("cpu")).model
     with torch.no_grad():
         assert (plain.likelihood(drawn).mean.mean(0) - expected).abs().mean() > 0.1
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path, digits):
+    run = override(recipe("mlp"), data="digits", epochs=1, encoder_hidden_dims=(8,), decoder_hidden_dims=(8,))
+    folder = RunFolder(tmp_path / "run")
+    for resume in (False, True):
+        with folder.held(), pytest.raises(UsageError, match=r"another process trains into .*run: wait for it or stop"):
+            fit(run, digits, out=folder.path, resume=resume)
+        assert (folder.path / "history.jsonl").exists() is resume
+        fit(run, digits, out=folder.path, resume=resume)
+    assert len(folder.history()) == 1

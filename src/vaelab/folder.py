@@ -2,27 +2,35 @@
 
 ``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all
 that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` and ``evaluation.pt`` written by
-``evaluate``; ``failure.json`` where a run ended in NaN.
+``evaluate``; ``failure.json`` where a run ended in NaN; ``.lock`` is held by who trains.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+
+from filelock import FileLock, Timeout
 
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 
+log = logging.getLogger("vaelab")
+
 FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not read what is written
 
 # Settings that a resume may change: they alter the bits of what follows, not what is computed.
 MACHINE_SETTINGS = frozenset({"precision", "compile", "device", "threads"})
+
+LOCK = ".lock"
 
 
 @final
@@ -46,7 +54,7 @@ class RunFolder:
                 f"{path} holds a run already: {'go on with it by --resume, or ' if resumable else ''}"
                 "choose another folder with --out"
             )
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(file.name != LOCK for file in path.iterdir()):
             raise UsageError(f"{path} is not empty and holds no run of vaelab: choose another folder with --out")
         return cls(path)
 
@@ -61,6 +69,28 @@ class RunFolder:
             hint = "train one with vaelab train RECIPE --out " + str(path)
             raise UsageError(f"{path} holds no run (no config.json): {hint}")
         return cls(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Keep others from training into this folder, inside the block; a process that dies lets go of it.
+
+        Raises:
+            UsageError: if somebody holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"another process trains into {self.path}: wait for it or stop it, or choose another folder with --out"
+            ) from error
+        except NotImplementedError:
+            log.info("the disk of %s knows no locks: let no other process train into it", self.path)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def sweep(self) -> None:
         """Remove what a run has left that was killed in the middle of a write, or went wrong."""

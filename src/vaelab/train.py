@@ -85,7 +85,8 @@ def fit(
         display: shows progress; None shows nothing.
 
     Raises:
-        UsageError: if the configuration cannot be meant or the folder holds something else.
+        UsageError: if the configuration cannot be meant, the folder holds something else, or another process trains
+            into it.
         FailureError: if the data cannot be read, the disk is full, or the loss is no longer finite.
         InterruptedRun: on Ctrl-C, if there is a folder, after the run was saved.
     """
@@ -97,7 +98,8 @@ def fit(
         run = folder.reconcile(run)
     device = resolve_device(run.training.device)
     generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with threads(run.training.threads), generators, team(device) as together:
+    held = folder.held() if folder is not None and leads() else contextlib.nullcontext()
+    with held, threads(run.training.threads), generators, team(device) as together:
         dataset = data if isinstance(data, Dataset) else load_data(run)
         trainer = Trainer(run, dataset.to(device), device, together)
         if folder is not None:
