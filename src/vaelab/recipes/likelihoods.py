@@ -154,7 +154,7 @@ RECIPES: dict[str, Recipe] = {
         "the same network by the importance-weighted bound, k = 50",
         "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519",
         {"nll_5000": 84.78, "active_units": 25},
-        109,
+        122,
     ),
     "vamp": Recipe(
         vamp,
@@ -197,6 +197,6 @@ RECIPES: dict[str, Recipe] = {
         "784-256-128 VAE with von Mises-Fisher posteriors on a sphere",
         "Davidson et al. (2018), https://arxiv.org/abs/1804.00891; number: pythae's reproduction",
         {"nll_500": 93.13},
-        None,
+        7,
     ),
 }
