@@ -168,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
         "the same with k = 5",
         "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519",
         {"nll_5000": 85.54, "active_units": 22},
-        None,
+        26,
     ),
     "burda-dreg": Recipe(
         burda_dreg,

@@ -102,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
         "VQ-VAE: 7x7 codes of 512, residual networks",
         "van den Oord, Vinyals & Kavukcuoglu (2017), https://arxiv.org/abs/1711.00937",
         {},
-        8,
+        4,
         ("perplexity", "mse", "distortion"),
     ),
     "rae": Recipe(
