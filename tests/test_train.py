@@ -113,7 +113,8 @@ def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(nam
     times = ("seconds", "cpu_seconds", "images_per_second")
     timeless = [{k: x for k, x in r.items() if k not in times} for r in folder.history()]
     assert timeless == [{k: x for k, x in r.items() if k not in times} for r in history]
-    assert not [p.name for p in folder.path.iterdir() if p.name.startswith(".")], "nothing half-written stays"
+    hidden = [path.name for path in folder.path.iterdir() if path.name.startswith(".")]
+    assert hidden == [".lock"], "nothing half-written stays"
 
 
 def test_this_resume_test_would_notice_a_forgotten_state(uninterrupted, tmp_path, monkeypatch):

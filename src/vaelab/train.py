@@ -99,15 +99,16 @@ def fit(
     device = resolve_device(run.training.device)
     generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     held = folder.held() if folder is not None and leads() else contextlib.nullcontext()
-    with held, threads(run.training.threads), generators, team(device) as together:
+    with threads(run.training.threads), generators, team(device) as together:
         dataset = data if isinstance(data, Dataset) else load_data(run)
         trainer = Trainer(run, dataset.to(device), device, together)
-        if folder is not None:
-            _prepare(folder, trainer, resume)
-        if not together.leads:
-            folder, display, on_epoch_end = None, None, ()
-        with display or contextlib.nullcontext(), interruptions(enabled=out is not None) as interrupted:
-            _train(trainer, folder, on_epoch_end, display, interrupted)
+        with held:
+            if folder is not None:
+                _prepare(folder, trainer, resume)
+            if not together.leads:
+                folder, display, on_epoch_end = None, None, ()
+            with display or contextlib.nullcontext(), interruptions(enabled=out is not None) as interrupted:
+                _train(trainer, folder, on_epoch_end, display, interrupted)
         return trainer.best_model().cpu()
 
 
