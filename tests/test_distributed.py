@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from vaelab.compiling import can_compile
+from vaelab.distributed import SharedMemory, Team
 from vaelab.loading import load_model
 
 HERE = Path(__file__).parent
@@ -66,6 +70,116 @@ def test_two_processes_train_the_same_model(alone, tmp_path):
     assert_same_weights(alone, tmp_path / "run")
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(alone)), "one process writes"
     assert done.stderr.count("epoch 3, validation") == 1, "and says so"
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler here")
+def test_two_processes_with_compiled_steps_train_the_same_model(alone, tmp_path):
+    """Gradients from one function, the optimizer's step from another, and the weights of the plain run."""
+    flags = [*FLAGS, "--epochs", 3, "--clip-norm", 5, "--compile", "on", "--out", tmp_path / "run"]
+    done = train(2, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "compiling the training step" in done.stderr
+    assert "slower without" not in done.stderr
+    assert_same_trace(alone, tmp_path / "run")
+    assert_same_weights(alone, tmp_path / "run")
+
+
+def test_the_loss_of_an_epoch_that_was_interrupted_is_that_of_all_processes(alone, tmp_path):
+    """What is saved within an epoch has every process's terms, so that one process alone can end it."""
+    out = tmp_path / "run"
+    flags = [*FLAGS, "--epochs", 3, "--clip-norm", 5, "--save-every", 4, "--out", out]
+    done = subprocess.run(
+        torchrun(2, HERE / "killed.py", "rank1:23", "train", *flags), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    assert "last.pt keeps step 20" in done.stderr
+    again = train(1, *flags, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert_same_trace(alone, out)
+
+
+class Post:
+    """The messages of processes that are threads here: each waits for the other, as with gloo."""
+
+    def __init__(self, monkeypatch, world):
+        self.world, self.sizes = world, []
+        self._barrier = threading.Barrier(world, timeout=20)
+        self._mail = [None] * world
+        self.rank = threading.local()
+        monkeypatch.setattr(torch.distributed, "all_reduce", self.all_reduce)
+
+    def all_reduce(self, values):
+        self._mail[self.rank.now] = values.clone()
+        self._barrier.wait()
+        total = sum(self._mail)
+        self._barrier.wait()
+        values.copy_(total)
+        if self.rank.now == 0:
+            self.sizes.append(values.numel())
+
+    def each(self, work):
+        def start(rank):
+            self.rank.now = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(self.world) as pool:
+            return list(pool.map(start, range(self.world)))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, tmp_path, world):
+    count, post = 20_000, Post(monkeypatch, world)
+    size = 2 * world * count * 4
+    (tmp_path / "memory").write_bytes(bytes(size))
+    given = torch.randn(world, 5, count, generator=torch.Generator().manual_seed(0))
+    small = torch.randn(world, 7, generator=torch.Generator().manual_seed(1))
+    large = torch.randn(world, count + 1, generator=torch.Generator().manual_seed(2))
+    teams = [Team(rank, world, SharedMemory(tmp_path / "memory", size, world)) for rank in range(world)]
+
+    def averaged(rank):
+        some = [teams[rank].average_(given[rank, call].clone()) for call in range(5)]
+        few = teams[rank].average_(small[rank].clone())
+        again = teams[rank].average_(given[rank, 0, :17_000].clone().view(2, 8_500))
+        return some, few, again, teams[rank].average_(large[rank].clone())
+
+    results = post.each(averaged)
+    for some, few, again, much in results:
+        for call in range(5):
+            torch.testing.assert_close(some[call], given[:, call].mean(0))
+            assert torch.equal(some[call], results[0][0][call]), "all have the same bits"
+        torch.testing.assert_close(few, small.mean(0))
+        torch.testing.assert_close(again, given[:, 0, :17_000].mean(0).view(2, 8_500))
+        torch.testing.assert_close(much, large.mean(0))
+    assert post.sizes == [1] * 5 + [8] + [1] + [count + 2], "a message of values only where there is no room for them"
+
+
+@pytest.mark.parametrize("count", [7, 20_000])
+def test_a_wish_to_stop_is_heard_by_all_with_the_next_average(monkeypatch, tmp_path, count):
+    post, size = Post(monkeypatch, 2), 2 * 2 * 20_000 * 4
+    (tmp_path / "memory").write_bytes(bytes(size))
+    teams = [Team(rank, 2, SharedMemory(tmp_path / "memory", size, 2)) for rank in range(2)]
+
+    def ask(rank):
+        heard = []
+        for step in range(4):
+            teams[rank].average_(torch.zeros(count))
+            heard.append(teams[rank].ask(stop=rank == 1 and step == 1))
+        return heard
+
+    assert post.each(ask) == [[False, False, True, False]] * 2
+
+
+def test_without_room_everything_goes_by_message(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    sent = []
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", sent.append)
+    before = sorted(SharedMemory.HOME.iterdir())
+    assert SharedMemory.among(0, 2, 1000) is None
+    assert sent == [[None]], "and all others hear of it"
+    assert sorted(SharedMemory.HOME.iterdir()) == before
 
 
 def test_batch_norm_and_dropout_train_too_and_all_keep_the_same_running_means(tmp_path):

@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,10 +105,14 @@ class CompiledStep:
     Args:
         plain: the way that is traced.
         update: the optimizers' step, as part of the function; None leaves it to ``plain.descend``.
+        average: makes of all gradients, in one tensor, their mean over several processes. The optimizers' step is then
+            a second function.
     """
 
-    def __init__(self, plain: PlainStep, update: AdamUpdate | None = None) -> None:
-        self.plain, self.update = plain, update
+    def __init__(
+        self, plain: PlainStep, update: AdamUpdate | None = None, average: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.plain, self.update, self._average = plain, update, average
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
         self._weights = _Weights(next(plain.model.parameters()).device)
@@ -124,6 +129,8 @@ class CompiledStep:
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
                 *gradients, terms = traced.function(*self._inputs(objective, batch, traced.asked, noise))
+                if traced.descend is not None and self._average is not None:
+                    terms[-1] = traced.descend(self._average(gradients[0]), *self._descent())[0]
         except (CannotCompileError, *compile_errors()) as error:
             log.warning("training steps cannot be compiled (%s): slower without", reason(error))
             self._failed = True
@@ -151,15 +158,21 @@ class CompiledStep:
         """All that a step reads; without noise, zeros in its place."""
         device = batch.x.device
         drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in asked]
-        updates = () if self.update is None else (*self.update.state, *self.update.numbers())
+        updates = self._updates() if self._average is None else []
         return [*self._state.values(), *_images(batch), *drawn, *self._weights.of(objective), *updates]
 
+    def _updates(self) -> list[Tensor]:
+        """What the optimizers' step reads besides weights and gradients."""
+        return [] if self.update is None else [*self.update.state, *self.update.numbers()]
+
+    def _descent(self) -> list[Tensor]:
+        """What the optimizers' step reads where it is a function of its own, besides gradients."""
+        return [*self._state.values(), *self._updates()]
+
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
-        plain, names = self.plain, list(self._state)
+        names, average = list(self._state), self._average
         asked: list[_Request] = []
         trained: tuple[str, ...] = ()
-        number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
-        members = {name: [number[id(parameter)] for parameter in group] for name, group in plain.groups.items()}
         images, weights = _images(batch), self._weights.of(objective)
 
         def step(*inputs: Tensor) -> list[Tensor]:
@@ -171,16 +184,19 @@ class CompiledStep:
 
             state, pixels, drawn, rule = take(len(names)), take(len(images)), take(len(asked)), take(len(weights))
             noise = _GivenNoise(asked, drawn, batch.x.device)
-            groups = {name: [state[i] for i in rows] for name, rows in members.items()}
+            groups = self._grouped(state)
             trained, gradients, terms = functional_call(
                 self._losses,
                 dict(zip(names, state, strict=True)),
                 (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
             )
-            if self.update is None:
-                return [*itertools.chain(*gradients.values()), _stack(terms, state[0].new_zeros(()))]
-            norm = self.update(groups, gradients, list(given))
-            return [_stack(terms, norm)]
+            if self.update is not None and average is None:
+                norm = self.update(groups, gradients, list(given))
+                return [_stack(terms, norm)]
+            found = list(itertools.chain(*gradients.values()))
+            if self.update is not None:
+                found = [torch.cat([gradient.flatten() for gradient in found])]
+            return [*found, _stack(terms, state[0].new_zeros(()))]
 
         # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
         table = BATCH_NORM if batch.x.device.type == "cpu" else {}
@@ -188,24 +204,50 @@ class CompiledStep:
         graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         if prefers_onednn(batch.x.device):
             by_onednn(graph)
+        apart = self.update is not None and average is not None
+        return _Traced(self._made(graph), asked, trained, self._compile_descent(trained) if apart else None)
+
+    def _compile_descent(self, trained: Sequence[str]) -> Callable[..., Sequence[Tensor]]:
+        """The optimizers' step, from all gradients in one tensor, as a function; it returns the largest norm."""
+        update = cast(AdamUpdate, self.update)
+
+        def descend(flat: Tensor, *inputs: Tensor) -> list[Tensor]:
+            groups = self._grouped(inputs[: len(self._state)])
+            ordered = [parameter for name in trained for parameter in groups[name]]
+            pieces = iter(flat.split([parameter.numel() for parameter in ordered]))
+            gradients = {name: [next(pieces).view_as(p) for p in groups[name]] for name in trained}
+            return [update(groups, gradients, list(inputs[len(self._state) :]))]
+
+        count = sum(parameter.numel() for name in trained for parameter in self.plain.groups[name])
+        flat = torch.zeros(count, device=next(self.plain.model.parameters()).device)
+        return self._made(make_fx(descend, tracing_mode="fake")(flat, *self._descent()))
+
+    def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Of all parameters and buffers, those of each group."""
+        number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
+        return {name: [state[number[id(p)]] for p in group] for name, group in self.plain.groups.items()}
+
+    def _made(self, graph: GraphModule) -> Callable[..., Sequence[Tensor]]:
+        """A traced graph, compiled at its first call."""
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
         # to be torch's, not the compiler's.
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "fallback_random": True}
-        if batch.x.is_cuda:  # the whole step is launched at once; what it changes in place stays where it is
+        if next(self.plain.model.parameters()).is_cuda:  # all is launched at once; what changes in place stays
             options["triton.cudagraphs"] = True
-            for tensor in (*self._state.values(), *(() if self.update is None else self.update.state)):
+            for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
                 torch._dynamo.mark_static_address(tensor, guard=False)
-        return _Traced(torch.compile(graph, dynamic=False, fullgraph=True, options=options), asked, trained)
+        return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
 
 
 @final
 @dataclass(frozen=True)
 class _Traced:
-    """A compiled function, the noise that it asks for, and the groups that it trains."""
+    """A compiled function, the noise that it asks for, the groups that it trains, and their step if that is apart."""
 
     function: Callable[..., Sequence[Tensor]]
     asked: list[_Request]
     names: tuple[str, ...]
+    descend: Callable[..., Sequence[Tensor]] | None
 
 
 class _Losses(nn.Module):

@@ -139,15 +139,14 @@ def _train(
                 trainer.train_step()
                 if display is not None and display.due():
                     _show(display, trainer, trainer.step - first, time.monotonic() - started)
-                if trainer.ask(interrupted.is_set()):
+                within, asked = trainer.step % trainer.steps_per_epoch, trainer.team.ask(interrupted.is_set())
+                if within and (asked or (save_every and trainer.step % save_every == 0)):
+                    trainer.agree_on_terms()
                     trainer.check_finite()
-                    if trainer.step % trainer.steps_per_epoch:
-                        if folder is not None:
-                            folder.save_last(trainer.state())
+                    if folder is not None:
+                        folder.save_last(trainer.state())
+                    if asked:
                         raise InterruptedRun(f"interrupted at step {trainer.step} and saved")
-                if save_every and trainer.step % save_every == 0 and trainer.step % trainer.steps_per_epoch and folder:
-                    trainer.check_finite()
-                    folder.save_last(trainer.state())
             trained = time.monotonic() - started
             record = trainer.end_epoch()
             record["images_per_second"] = round((trainer.step - first) * trainer.batch_size / trained, 1)
@@ -167,7 +166,7 @@ def _train(
             if folder is not None:
                 folder.append_history(record)
                 folder.save_last(trainer.state())
-            if trainer.ask(interrupted.is_set()) and not trainer.done:
+            if trainer.team.ask(interrupted.is_set()) and not trainer.done:
                 raise InterruptedRun(f"interrupted after epoch {trainer.epoch} and saved")
     except FailureError as error:
         if folder is None or isinstance(error, InterruptedRun):

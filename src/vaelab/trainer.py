@@ -113,7 +113,7 @@ class Trainer:
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
         self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
-        self.wish = self.asked = self.zero  # whether this process, and whether any, has been asked to stop
+        self.team.share_memory(max(sum(parameter.numel() for parameter in group) for group in self.groups.values()))
         self.order = torch.empty(0)
         self._way: Step | None = None
 
@@ -196,9 +196,6 @@ class Trainer:
             part.move(self.team)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        if self.team.world > 1:
-            agreed = self.team.average_(torch.cat([terms, self.wish[None]]))
-            terms, self.asked = agreed[:-1], agreed[-1]
         self.terms[within] = terms
         self.step += 1
 
@@ -206,9 +203,9 @@ class Trainer:
         plain = PlainStep(self.model, self.networks, self.groups, self._pixels, self._autocast, self._descend)
         if not self.compiled:
             return plain
+        average = self.team.average_ if self.team.world > 1 else None
         with contextlib.suppress(CannotCompileError):
-            if self.team.world == 1:  # several processes agree on gradients before the optimizers step
-                return CompiledStep(plain, AdamUpdate(self.optimizers, self.run.training.clip_norm))
+            return CompiledStep(plain, AdamUpdate(self.optimizers, self.run.training.clip_norm), average)
         return CompiledStep(plain)
 
     def _pixels(self, batch: Batch, noise: Noise) -> Batch:
@@ -264,13 +261,9 @@ class Trainer:
             step, term,
         )  # fmt: skip
 
-    def ask(self, stop: bool) -> bool:
-        """Ask all processes to stop, if ``stop``; returns whether any was asked to, after the last step.
-
-        All hear of it after the same step, so that none goes on alone.
-        """
-        self.wish = torch.ones_like(self.zero) if stop else self.zero
-        return stop if self.team.world == 1 else bool(self.asked > 0)
+    def agree_on_terms(self) -> None:
+        """Let the terms of this epoch's steps, of which each process has those of its rows, be means over all."""
+        self.team.average_(self.terms)
 
     def _steps_into_epoch(self) -> int:
         """Steps whose terms are at hand: of the running epoch, or all of the one that has just ended."""
@@ -278,6 +271,7 @@ class Trainer:
 
     def end_epoch(self) -> dict[str, Any]:
         """Validate, remember the best weights, let plateau and early stopping decide; return the epoch's record."""
+        self.agree_on_terms()
         self.check_finite()
         # Running means of batch norm are each process's own.
         self.team.follow(self.model.buffers())
