@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from vaelab.compiling import can_compile
-from vaelab.distributed import SharedMemory, Team
+from vaelab.distributed import Team
 from vaelab.loading import load_model
+from vaelab.sharing import SharedMemory
 
 HERE = Path(__file__).parent
 FLAGS = ["mlp", "--data", "digits", "--batch-size", "96", "--threads", "1", "--precision", "fp32", "--encoder-hidden-dims", "32",
@@ -174,10 +175,11 @@ def test_without_room_everything_goes_by_message(monkeypatch):
         raise OSError(28, "No space left on device")
 
     sent = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", sent.append)
     before = sorted(SharedMemory.HOME.iterdir())
-    assert SharedMemory.among(0, 2, 1000) is None
+    assert SharedMemory.among(Team(0, 2), 1000) is None
     assert sent == [[None]], "and all others hear of it"
     assert sorted(SharedMemory.HOME.iterdir()) == before
 

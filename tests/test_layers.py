@@ -21,6 +21,7 @@ LAYERS = [
         "data",
         "progress",
         "updates",
+        "sharing",
         "stepping",
         "trainer",
         "loading",

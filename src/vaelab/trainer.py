@@ -42,6 +42,7 @@ from vaelab.runtime import (
     reseed,
     resolve_precision,
 )
+from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
 from vaelab.stepping import CompiledStep, PlainStep, Step, choose, term_names
 from vaelab.updates import AdamUpdate, CannotCompileError
@@ -113,7 +114,9 @@ class Trainer:
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
         self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
-        self.team.share_memory(max(sum(parameter.numel() for parameter in group) for group in self.groups.values()))
+        self.team.memory = SharedMemory.among(
+            self.team, sum(p.numel() for group in self.groups.values() for p in group)
+        )
         self.order = torch.empty(0)
         self._way: Step | None = None
 
