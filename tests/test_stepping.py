@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
 from vaelab import specs, stepping
@@ -26,9 +27,10 @@ from vaelab.folder import RunFolder
 from vaelab.objectives import ELBO, IWAE
 from vaelab.products import by_onednn
 from vaelab.recipes import recipe
+from vaelab.runtime import RowNoise
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
-from vaelab.trainer import Trainer
+from vaelab.trainer import Trainer, build_model
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")
@@ -365,3 +367,50 @@ def test_compiled_steps_with_onednns_products_are_the_plain_ones(digits, monkeyp
     assert not compiled._way._failed
     assert asked == [5], "the first and the last layer: forward, weights, and what flows back through the last"
     torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 1e-2}])
+def test_optimizers_that_load_no_compiler_step_as_torchs_do(settings):
+    """The same bits, the same state, and a state of either is the other's."""
+    kind = torch.optim.AdamW if settings else torch.optim.Adam
+    spec = specs.AdamW(**settings) if settings else specs.Adam()
+    start = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    ours, theirs = spec.build([weights[0]], 1e-2), kind([weights[1]], 1e-2, fused=True, **settings)
+    assert isinstance(ours, kind)
+    for step in range(4):
+        if step == 2:
+            saved = ours.state_dict()
+            ours.load_state_dict(theirs.state_dict())
+            theirs.load_state_dict(saved)
+        for weight, optimizer in zip(weights, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            (weight * torch.arange(5.0) - step).square().sum().backward()
+            optimizer.step()
+        assert torch.equal(*weights)
+    assert weights[0].requires_grad
+    assert not torch.equal(weights[0], start)
+
+
+@pytest.mark.parametrize("name", ["conv-beta", "vamp", "iaf"])
+def test_operations_are_counted_as_torch_counts_them(name):
+    model = build_model(recipe(name), (1, 28, 28)).eval()
+    with FlopCounterMode(display=False) as theirs, stepping._Operations() as ours, torch.no_grad():
+        model.draw(torch.zeros(1, 1, 28, 28), noise=RowNoise(0))
+    assert ours.total == theirs.get_total_flops() > 1e6
+
+
+def test_a_plain_training_loads_no_compiler(tmp_path):
+    """It takes a second and 90 MiB, and torch would load it for its optimizers alone."""
+    program = """
+import sys, vaelab as v
+run = v.override(v.recipes.conv_beta(), data="digits", epochs=1, batch_size=128, encoder_conv_channels=(4, 8),
+                 decoder_conv_channels=(8, 4), compile=sys.argv[1])
+v.fit(run, out=sys.argv[2])
+v.fit(v.override(run, schedule="constant", epochs=1), out=sys.argv[3])
+v.fit(v.override(run, schedule="constant", epochs=2), out=sys.argv[3], resume=True)
+print(sorted({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", program, "auto", str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

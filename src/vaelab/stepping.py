@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from vaelab.batchnorm import BATCH_NORM
 from vaelab.compiling import can_compile, compile_errors, reason
@@ -372,6 +373,30 @@ def _with_images(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
 
 # --- which way ------------------------------------------------------------------------------------------------------
 
+
+@final
+class _Operations(TorchDispatchMode):
+    """The floating-point operations of products and convolutions in a block, by torch's own formulas.
+
+    torch's ``FlopCounterMode`` does the same, and imports the compiler for it: a second, and 90 MiB of a run that is
+    not compiled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 WORTH = 90.0  # seconds of plain training: compiling takes some ten for a small network, half a minute for a large one
 
 
@@ -399,10 +424,10 @@ def choose(requested: str, model: VAE, rows: int, steps: int, device: torch.devi
                          "leave it out")  # fmt: skip
     if requested == "on":
         return True
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _Operations() as counted, torch.no_grad():
         model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
     # A backward pass is two products for each of the forward pass.
-    seconds = steps * (2e-3 + 3 * counter.get_total_flops() * rows / 1e11)
+    seconds = steps * (2e-3 + 3 * counted.total * rows / 1e11)
     if seconds > WORTH and not able:
         log.info("no C++ compiler is found here: steps are not compiled, and slower")
     return seconds > WORTH and able

@@ -45,12 +45,7 @@ def _hashed(count: int, key: Tensor) -> Tensor:
     return (x ^ ((x >> 16) & 0xFFFF)) & 0x7FFFFFFF
 
 
-# An operation of its own, so that a compiled step draws the plain one's numbers. (It has an input because the compiler
-# would take what depends on nothing for a constant.)
-@torch.library.custom_op(
-    "vaelab::dropout_key", mutates_args=(), schema="(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
-)
-def _key(x: Tensor) -> Tensor:
+def _draw_key(x: Tensor) -> Tensor:
     """Two numbers of 31 bits from torch's global generator."""
     return torch.empty(2, dtype=torch.int32).random_()
 
@@ -59,7 +54,12 @@ def _key_shape(x: Tensor) -> Tensor:
     return torch.empty(2, dtype=torch.int32, device=x.device)
 
 
+# An operation of its own, so that a compiled step draws the plain one's numbers. (It has an input because the compiler
+# would take what depends on nothing for a constant. A ``custom_op`` would load the compiler when it is called.)
+torch.library.define("vaelab::dropout_key", "(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+torch.library.impl("vaelab::dropout_key", "cpu", _draw_key)
 torch.library.register_fake("vaelab::dropout_key", _key_shape)  # pyright: ignore[reportUnknownMemberType]
+_key = torch.ops.vaelab.dropout_key.default
 
 
 def _as_in_memory(flat: Tensor, x: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, final
 
 from vaelab import schedules
 from vaelab.schedules import Schedule
@@ -13,6 +14,8 @@ from vaelab.specs.spec import option
 if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
+
+OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
 
 
 @final
@@ -28,7 +31,8 @@ class Adam:
         """Make the optimizer, in torch's fused form: one pass over the parameters a step."""
         from torch import optim
 
-        return optim.Adam(parameters, learning_rate, betas=self.adam_betas, eps=self.adam_eps, fused=True)
+        kind = without_compiler(optim.Adam)
+        return kind(parameters, learning_rate, betas=self.adam_betas, eps=self.adam_eps, fused=True)
 
 
 @final
@@ -45,7 +49,8 @@ class AdamW:
         """Make the optimizer, in torch's fused form: one pass over the parameters a step."""
         from torch import optim
 
-        return optim.AdamW(
+        kind = without_compiler(optim.AdamW)
+        return kind(
             parameters,
             learning_rate,
             betas=self.adam_betas,
@@ -53,6 +58,20 @@ class AdamW:
             weight_decay=self.weight_decay,
             fused=True,
         )
+
+
+def without_compiler(kind: type[OptimizerT]) -> type[OptimizerT]:
+    """Make torch's optimizer one that does not load torch's compiler: a second and 90 MiB of every training.
+
+    torch wraps some methods of its optimizers, so that its compiler stops at them, and imports it to do so. No compiler
+    looks at these here, and what is wrapped is taken by itself.
+    """
+    import torch
+
+    names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(cast(Any, kind).step))
+    return cast("type[OptimizerT]", type(kind.__name__, (kind,), methods))
 
 
 @final
