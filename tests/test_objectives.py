@@ -252,6 +252,17 @@ def errors_of_mean(difference):
     return (difference.mean(0) / (difference.std(0) / len(difference) ** 0.5)).abs()
 
 
+@pytest.mark.parametrize("kind", [objectives.IWAE, objectives.PIWAE, objectives.DReG])
+def test_samples_grow(kind):
+    rule = kind(50, warm_samples=(1, 5), warm_epochs=(3, 2))
+    assert [rule.at(epoch) for epoch in (0.0, 2.9, 3.0, 4.9, 5.0, math.inf)] == [
+        kind(1), kind(1), kind(5), kind(5), kind(50), kind(50)
+    ]  # fmt: skip
+    assert rule.annealing_epochs == 5
+    with pytest.raises(UsageError, match="each count needs epochs"):
+        kind(50, warm_samples=(1, 5), warm_epochs=(3,))
+
+
 @pytest.mark.parametrize("samples", [1, 2, 8])
 def test_dreg_is_iwaes_gradient_in_mean_with_less_variance(samples):
     model = Many(20_000, loc=0.1, log_scale=-0.9)

@@ -241,7 +241,7 @@ def require_effect(run: Run) -> None:
         UsageError: naming the setting, and why.
     """
     rule = run.objective
-    if isinstance(rule, objectives.Growing) and (rule.backward_samples or 0) >= rule.num_samples:
+    if isinstance(rule, objectives.ThroughFew) and (rule.backward_samples or 0) >= rule.num_samples:
         raise UsageError(
             f"--backward-samples {rule.backward_samples}: must be fewer than --num-samples {rule.num_samples}"
         )

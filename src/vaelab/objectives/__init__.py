@@ -14,7 +14,7 @@ from vaelab.objectives.importance import IWAE as IWAE
 from vaelab.objectives.importance import PIWAE as PIWAE
 from vaelab.objectives.importance import STL as STL
 from vaelab.objectives.importance import DReG as DReG
-from vaelab.objectives.importance import Growing as Growing
+from vaelab.objectives.importance import ThroughFew as ThroughFew
 from vaelab.objectives.matching import MMD as MMD
 from vaelab.objectives.objective import Group as Group
 from vaelab.objectives.objective import Loss as Loss

@@ -27,35 +27,22 @@ if TYPE_CHECKING:
 class Growing(Objective):
     r"""A bound of K importance samples, :math:`E \log \frac1K \sum_k w_k`, with :math:`w_k = p(x, z_k) / q(z_k|x)`.
 
-    What its gradients have in common: how many samples they take, and through how many they flow.
-
     Args:
         num_samples: K.
         warm_samples, warm_epochs: train with fewer samples first, as in ``(1, 5), (100, 20)``: one sample for 100
             epochs, then five for 20. Monitored is the bound with K from the first epoch on, best counts after these.
-        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. A gradient
-            :math:`\sum_k \tilde w_k g_k`, with :math:`\tilde w` the normalised weights, is the mean of :math:`g_j` over
-            these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
 
     Raises:
-        UsageError: for warm samples without their epochs, and ``backward_samples`` with what depends on all samples
-            that are scored together: a likelihood that sets its sigma by them, or batch norm.
-
-    Note:
-        With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
+        UsageError: for warm samples without their epochs.
 
     Reference:
-        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
-        the K for the backward pass. https://arxiv.org/abs/1509.00519
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8. https://arxiv.org/abs/1509.00519
     """
 
     num_samples: int = option(5, "importance samples of a bound (K)")
     _: KW_ONLY
     warm_samples: tuple[int, ...] = option((), "train with so many samples first, one after the other")
     warm_epochs: tuple[int, ...] = option((), "epochs with each of these")
-    backward_samples: int | None = option(
-        None, "send the gradient through so many, drawn by weight; default: through all"
-    )
 
     def __post_init__(self) -> None:
         if len(self.warm_samples) != len(self.warm_epochs):
@@ -74,6 +61,38 @@ class Growing(Objective):
         count = next((samples for end, samples in ends if epoch < end), self.num_samples)
         return replace(self, num_samples=count, warm_samples=(), warm_epochs=())
 
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Minus the bound."""
+        return -means["bound"]
+
+
+@dataclass(frozen=True)
+class ThroughFew(Growing):
+    r"""A bound of K importance samples whose gradient may flow through few of them.
+
+    Args:
+        num_samples, warm_samples, warm_epochs: as in ``Growing``.
+        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. A gradient
+            :math:`\sum_k \tilde w_k g_k`, with :math:`\tilde w` the normalised weights, is the mean of :math:`g_j` over
+            these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
+
+    Raises:
+        UsageError: for ``backward_samples`` with what depends on all samples that are scored together: a likelihood
+            that sets its sigma by them, or batch norm.
+
+    Note:
+        With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
+
+    Reference:
+        Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, section 3 on sampling one of the K for
+        the backward pass. https://arxiv.org/abs/1509.00519
+    """
+
+    _: KW_ONLY
+    backward_samples: int | None = option(
+        None, "send the gradient through so many, drawn by weight; default: through all"
+    )
+
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
         if self.backward_samples is not None and _has_batch_norm(model):
@@ -83,10 +102,6 @@ class Growing(Objective):
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
         return super().groups(model, networks)
-
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Minus the bound."""
-        return -means["bound"]
 
     def _few(self) -> int | None:
         """J where a gradient is wanted and goes through few, else None."""
@@ -118,7 +133,7 @@ class Growing(Objective):
 
 @final
 @dataclass(frozen=True)
-class IWAE(Growing):
+class IWAE(ThroughFew):
     r"""The importance-weighted bound: maximise :math:`E \log \frac1K \sum_k w_k`, :math:`w_k = p(x, z_k) / q(z_k|x)`.
 
     K = 1 is the ELBO with a sampled KL. With M bounds of K samples each, averaged, it is MIWAE. With a share beta of
@@ -128,11 +143,11 @@ class IWAE(Growing):
         num_samples: K.
         num_bounds: M.
         elbo_share: beta of CIWAE.
-        warm_samples, warm_epochs, backward_samples: as in ``Growing``: fewer samples at first, and a gradient that
+        warm_samples, warm_epochs, backward_samples: as in ``ThroughFew``: fewer samples at first, and a gradient that
             goes through few.
 
     Raises:
-        UsageError: for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others, and as in ``Growing``.
+        UsageError: as ``ThroughFew``, and for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others.
 
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
@@ -161,7 +176,7 @@ class IWAE(Growing):
 
 @final
 @dataclass(frozen=True)
-class PIWAE(Objective):
+class PIWAE(Growing):
     r"""Decoder by the IWAE bound of M K samples, encoder by the average of M bounds of K: each by what serves it.
 
     The more samples a bound has, the less of its gradient is signal for the encoder; the decoder only gains.
@@ -169,6 +184,7 @@ class PIWAE(Objective):
     Args:
         num_samples: K.
         num_bounds: M.
+        warm_samples, warm_epochs: as in ``Growing``: bounds of fewer samples at first, and as many of them.
 
     Raises:
         UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
@@ -192,10 +208,6 @@ class PIWAE(Objective):
         parts = weighed_parts(draw, 1)
         return {**parts, "averaged": weighed_parts(draw, self.num_bounds)["bound"]}
 
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Minus the bound of M K samples."""
-        return -means["bound"]
-
     def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Both sides together, of one draw."""
         means = means_of(self.parts(model, networks, batch, noise))
@@ -206,7 +218,7 @@ class PIWAE(Objective):
 
 @final
 @dataclass(frozen=True)
-class DReG(Growing):
+class DReG(ThroughFew):
     r"""The IWAE bound, with a doubly reparameterised gradient for the encoder: unbiased, and with less variance.
 
     :math:`\nabla_\phi = E \sum_k \tilde w_k^2 \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial
@@ -214,7 +226,7 @@ class DReG(Growing):
 
     Args:
         num_samples: K.
-        warm_samples, warm_epochs, backward_samples: as in ``Growing``: fewer samples at first, and a gradient that
+        warm_samples, warm_epochs, backward_samples: as in ``ThroughFew``: fewer samples at first, and a gradient that
             goes through few (the encoder's from :math:`\tilde w_j \frac{\partial \log w_j}{\partial z_j}`).
 
     Raises:

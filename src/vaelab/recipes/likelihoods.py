@@ -72,13 +72,16 @@ def burda_dreg() -> Run:
 
 
 def burda_piwae() -> Run:
-    """``burda-iwae`` by PIWAE: the decoder from 64 samples, the encoder from 8 bounds of 8, and fewer epochs."""
+    """``burda-iwae`` by PIWAE: the decoder from 64 samples, the encoder from 8 bounds of 8; fewer epochs.
+
+    In the first half the encoder has 8 bounds of one sample, and the decoder these 8.
+    """
     return dataclasses.replace(
         burda_iwae(),
         recipe="burda-piwae",
-        objective=PIWAE(num_samples=8, num_bounds=8),
+        objective=PIWAE(num_samples=8, num_bounds=8, warm_samples=(1,), warm_epochs=(150,)),
         bf16_gap=None,
-        training=Training(epochs=120, batch_size=100, init="glorot"),
+        training=Training(epochs=300, batch_size=100, init="glorot"),
     )
 
 
@@ -132,7 +135,7 @@ def s_vae() -> Run:
         decoder=specs.MLPDecoder((128, 256)),
         objective=ELBO(kl_warmup_epochs=10),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
-        training=Training(epochs=150, batch_size=128),
+        training=Training(epochs=300, batch_size=128, init="glorot"),
         pictures=(
             Picture("samples", "samples.png"),
             Picture("reconstructions", "reconstructions.png"),
