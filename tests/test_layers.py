@@ -14,6 +14,7 @@ LAYERS = [
     {
         "compiling",
         "products",
+        "activations",
         "batchnorm",
         "config",
         "checkpoint",

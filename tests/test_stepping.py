@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
 from vaelab import specs, stepping
+from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
 from vaelab.cli import main
 from vaelab.compiling import can_compile
@@ -307,6 +309,37 @@ def test_batch_norm_by_its_running_means_is_left_alone():
     inputs = torch.randn(4, 3, 2, 2), torch.rand(3), torch.rand(3), torch.rand(3), torch.rand(3)
     graph = make_fx(lambda x, *numbers: nn.functional.batch_norm(x, *numbers), BATCH_NORM, tracing_mode="fake")(*inputs)
     assert [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_traced_hyperbolic_tangent_is_torchs(dtype):
+    """At every size of its argument, the sign of a zero and infinity among them; and so is its gradient."""
+    sizes = torch.cat([torch.logspace(-30, 2, 4001), torch.tensor([0.0, 0.02, math.inf])])
+    x = torch.cat([sizes, -sizes]).to(dtype)
+
+    def bent(x):
+        given = x.detach().requires_grad_()
+        y = given.tanh()
+        return y, *torch.autograd.grad(y.sum(), given)
+
+    graph = make_fx(bent, TANH, tracing_mode="fake")(x)
+    assert not [node for node in graph.graph.nodes if "aten.tanh.default" in str(node.target)]
+    exact = x.double().tanh()
+    for found, torchs in zip(graph(x), (exact, 1 - exact**2), strict=True):
+        assert found.dtype == dtype
+        close = {"rtol": 8e-3, "atol": 4e-3} if dtype == torch.bfloat16 else {"rtol": 5e-6, "atol": 2e-7}
+        torch.testing.assert_close(found.double(), torchs, **close)
+    y = graph(x)[0].float()
+    torch.testing.assert_close(y, exact.float(), rtol=4e-3 if dtype == torch.bfloat16 else 5e-6, atol=0.0)
+    assert torch.equal(y.signbit(), x.signbit())
+
+
+def test_a_hyperbolic_tangent_in_double_precision_is_left_alone():
+    graph = make_fx(torch.tanh, TANH, tracing_mode="fake")(torch.randn(4, dtype=torch.float64))
+    assert [node for node in graph.graph.nodes if "aten.tanh.default" in str(node.target)]
 
 
 # --- products -------------------------------------------------------------------------------------------------------

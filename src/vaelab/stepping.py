@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
 from vaelab.compiling import can_compile, compile_errors, reason
 from vaelab.errors import UsageError
@@ -200,7 +201,7 @@ class CompiledStep:
             return [*found, _stack(terms, state[0].new_zeros(()))]
 
         # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
-        table = BATCH_NORM if batch.x.device.type == "cpu" else {}
+        table = {**BATCH_NORM, **TANH} if batch.x.device.type == "cpu" else {}
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         if prefers_onednn(batch.x.device):

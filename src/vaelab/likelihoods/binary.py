@@ -105,13 +105,13 @@ def softplus_sum(logits: Tensor) -> Tensor:
     :math:`2^{64}`, which fp32 can hold: one logarithm serves them all, with a relative error of some 64 roundings.
     """
     factors = logits.abs().neg_().exp_().add_(1)
-    total = torch.relu(logits).sum(-1)
-    # By halves, not by groups of neighbours: products of columns far apart fill a processor's vector registers.
-    for _ in range(6):
-        half, odd = divmod(factors.shape[-1], 2)
-        if half == 0:
-            break
-        if odd:
-            total = total + factors[..., -1].log()
-        factors = factors[..., :half] * factors[..., half : 2 * half]
-    return total + factors.log().sum(-1)
+    # Columns far apart are multiplied, not neighbours: that fills a processor's vector registers.
+    columns = factors.view(*factors.shape[:-1], _share(factors.shape[-1]), -1)
+    products: Tensor = torch.prod(columns, -2)
+    return torch.relu(logits).sum(-1) + products.log().sum(-1)
+
+
+def _share(count: int) -> int:
+    """Into how many factors of one product ``count`` columns are best divided: at most 64, and in whole vectors."""
+    shares = [share for share in range(64, 0, -1) if count % share == 0]
+    return next((share for share in shares if count // share % 16 == 0), shares[0])
