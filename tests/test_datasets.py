@@ -177,3 +177,4 @@ class TestAugment:
         assert torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x)
         assert not torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 1)).x)
         assert (augment(batch, Motion(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
+        assert torch.equal(augment(batch, Motion(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"

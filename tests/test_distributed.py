@@ -16,10 +16,12 @@ import torch
 
 from vaelab.compiling import can_compile
 from vaelab.distributed import Team
+from vaelab.errors import FailureError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory
 
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 FLAGS = ["mlp", "--data", "digits", "--batch-size", "96", "--threads", "1", "--precision", "fp32", "--encoder-hidden-dims", "32",
          "--decoder-hidden-dims", "32", "--latent-dim", "4"]  # fmt: skip
 CONV = ["conv-beta", "--data", "digits", "--batch-size", "96", "--threads", "1", "--precision", "fp32", "--encoder-conv-channels", "4", "8",
@@ -135,13 +137,18 @@ def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, tmp
     given = torch.randn(world, 5, count, generator=torch.Generator().manual_seed(0))
     small = torch.randn(world, 7, generator=torch.Generator().manual_seed(1))
     large = torch.randn(world, count + 1, generator=torch.Generator().manual_seed(2))
-    teams = [Team(rank, world, SharedMemory(tmp_path / "memory", size, world)) for rank in range(world)]
+    teams = [Team(rank, world, SharedMemory(str(tmp_path / "memory"), size, world)) for rank in range(world)]
+
+    def mean(rank, values):
+        teams[rank].average_(values := values.clone())
+        return values
 
     def averaged(rank):
-        some = [teams[rank].average_(given[rank, call].clone()) for call in range(5)]
-        few = teams[rank].average_(small[rank].clone())
-        again = teams[rank].average_(given[rank, 0, :17_000].clone().view(2, 8_500))
-        return some, few, again, teams[rank].average_(large[rank].clone())
+        some = [mean(rank, given[rank, call]) for call in range(5)]
+        few = mean(rank, small[rank])
+        parts = [part.clone() for part in given[rank, 0, :17_000].view(17, 1000).mT.split([400, 600])]
+        teams[rank].average_(*parts)
+        return some, few, torch.cat(parts).mT.reshape(-1), mean(rank, large[rank])
 
     results = post.each(averaged)
     for some, few, again, much in results:
@@ -149,16 +156,16 @@ def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, tmp
             torch.testing.assert_close(some[call], given[:, call].mean(0))
             assert torch.equal(some[call], results[0][0][call]), "all have the same bits"
         torch.testing.assert_close(few, small.mean(0))
-        torch.testing.assert_close(again, given[:, 0, :17_000].mean(0).view(2, 8_500))
+        torch.testing.assert_close(again, given[:, 0, :17_000].mean(0))
         torch.testing.assert_close(much, large.mean(0))
-    assert post.sizes == [1] * 5 + [8] + [1] + [count + 2], "a message of values only where there is no room for them"
+    assert post.sizes == [2] * 5 + [9] + [2] + [count + 3], "a message of values only where there is no room for them"
 
 
 @pytest.mark.parametrize("count", [7, 20_000])
 def test_a_wish_to_stop_is_heard_by_all_with_the_next_average(monkeypatch, tmp_path, count):
     post, size = Post(monkeypatch, 2), 2 * 2 * 20_000 * 4
     (tmp_path / "memory").write_bytes(bytes(size))
-    teams = [Team(rank, 2, SharedMemory(tmp_path / "memory", size, 2)) for rank in range(2)]
+    teams = [Team(rank, 2, SharedMemory(str(tmp_path / "memory"), size, 2)) for rank in range(2)]
 
     def ask(rank):
         heard = []
@@ -178,10 +185,63 @@ def test_without_room_everything_goes_by_message(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", sent.append)
-    before = sorted(SharedMemory.HOME.iterdir())
-    assert SharedMemory.among(Team(0, 2), 1000) is None
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
+    before = os.listdir("/proc/self/fd")
+    assert SharedMemory.among(Team(0, 2), 20_000, CPU) is None
     assert sent == [[None]], "and all others hear of it"
-    assert sorted(SharedMemory.HOME.iterdir()) == before
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_path):
+    def given(path):
+        path[0] = str(tmp_path / "nowhere" / "memory")
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
+    votes = []
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda values: votes.append(float(values[0])) or values.mul_(2)
+    )
+    assert SharedMemory.among(Team(1, 2), 20_000, CPU) is None
+    assert votes == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "count", "device"),
+    [
+        (1, "1", 20_000, "cpu"),
+        (2, "1", 20_000, "cpu"),
+        (9, "9", 20_000, "cpu"),
+        (2, "2", 100, "cpu"),
+        (2, "2", 20_000, "cuda"),
+    ],
+)
+def test_memory_is_shared_only_where_it_helps(monkeypatch, world, local, count, device):
+    """By several processes, not too many, all on one machine, with enough to say, on a CPU; nobody is asked."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", None)
+    assert SharedMemory.among(Team(0, world), count, torch.device(device)) is None
+
+
+def test_processes_that_are_not_at_the_same_step_are_told(monkeypatch, tmp_path):
+    """One averages its gradients, the other something shorter: without a word both would go on, each with its own."""
+    post, size = Post(monkeypatch, 2), 2 * 2 * 20_000 * 4
+    (tmp_path / "memory").write_bytes(bytes(size))
+    teams = [Team(rank, 2, SharedMemory(str(tmp_path / "memory"), size, 2)) for rank in range(2)]
+
+    def average(rank):
+        with pytest.raises(FailureError, match="not at the same step"):
+            teams[rank].average_(torch.zeros(20_000 - rank))
+        return True
+
+    assert post.each(average) == [True, True]
+
+
+@pytest.mark.parametrize("able", [(True, True), (True, False), (False, False)])
+def test_all_must_agree(monkeypatch, able):
+    post = Post(monkeypatch, 2)
+    assert post.each(lambda rank: Team(rank, 2).agree(able[rank])) == [all(able)] * 2
+    assert [Team().agree(yes) for yes in able] == list(able)
 
 
 def test_batch_norm_and_dropout_train_too_and_all_keep_the_same_running_means(tmp_path):

@@ -558,7 +558,7 @@ def are_one(plain, compiled) -> bool:
 @pytest.mark.parametrize("name", TRACED)
 def test_steps_are_traced_with_the_numbers_of_plain_ones(name, digits, monkeypatch):
     """The graph that the compiler is given; a posterior whose step depends on its data could not be traced."""
-    monkeypatch.setattr("vaelab.stepping.can_compile", lambda device: True)
+    monkeypatch.setattr("vaelab.compiling.can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     plain, traced = both_ways(replace(RUN, **TRACED[name]), digits)
     assert isinstance(traced._way, CompiledStep)

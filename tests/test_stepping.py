@@ -1,6 +1,8 @@
 """The compiled step is the plain one, up to rounding; a machine without a compiler loses time and nothing else."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -18,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
-from vaelab import specs, stepping
+from vaelab import compiling, specs, stepping
 from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
 from vaelab.cli import main
@@ -26,7 +28,8 @@ from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
-from vaelab.objectives import ELBO, IWAE
+from vaelab.models import Batch
+from vaelab.objectives import ELBO, IWAE, PIWAE
 from vaelab.products import by_onednn
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise
@@ -173,10 +176,10 @@ def test_more_epochs_do_not_change_how_steps_are_taken(tmp_path, digits, monkeyp
     run = override(MLP, kl_warmup_epochs=0.0, epochs=1)
     for number, (worth, expected) in enumerate(((1e9, False), (0.0, True))):
         out = tmp_path / str(number)
-        monkeypatch.setattr(stepping, "WORTH", worth)
+        monkeypatch.setattr(compiling, "WORTH", worth)
         fit(run, digits, out=out)
         assert RunFolder.open(out).config()["resolved"]["compile"] is expected
-        monkeypatch.setattr(stepping, "WORTH", 1e9 - worth)
+        monkeypatch.setattr(compiling, "WORTH", 1e9 - worth)
         fit(override(run, epochs=2), digits, out=out, resume=True)
         assert RunFolder.open(out).config()["resolved"]["compile"] is expected
 
@@ -187,7 +190,7 @@ def test_runs_from_before_compiled_steps_are_resumed_plainly(tmp_path, digits, m
     config = json.loads((tmp_path / "config.json").read_text())
     del config["resolved"]["compile"], config["run"]["training"]["compile"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(stepping, "WORTH", 0.0)
+    monkeypatch.setattr(compiling, "WORTH", 0.0)
     fit(override(run, epochs=2), digits, out=tmp_path, resume=True)
     assert RunFolder.open(tmp_path).config()["resolved"]["compile"] is False
 
@@ -257,8 +260,8 @@ def test_long_runs_are_compiled_and_short_ones_are_not(digits):
     # By work, not by steps alone: of two networks that take the same number of steps the large one gains.
     steps = 20_000
     small, large = (Trainer(override(recipe(name), data="digits"), digits, CPU).model for name in ("mlp", "conv-beta"))
-    assert not stepping.choose("auto", small, 32, steps, CPU)
-    assert stepping.choose("auto", large, 256, steps, CPU)
+    assert not compiling.choose("auto", small, 32, steps, CPU)
+    assert compiling.choose("auto", large, 256, steps, CPU)
 
 
 def test_the_plain_step_is_the_reference(digits):
@@ -402,6 +405,94 @@ def test_compiled_steps_with_onednns_products_are_the_plain_ones(digits, monkeyp
     torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)
 
 
+class Pair:
+    """A team of two, as one of them sees it whose twin does the same."""
+
+    rank, world, leads = 0, 2, True
+
+    def __init__(self, other_is_able=True):
+        self.averaged, self.votes, self.other = [], [], other_is_able
+
+    def average_(self, *values):
+        self.averaged.append(sum(value.numel() for value in values))
+
+    def average_gradients(self, parameters):
+        self.average_(*(parameter.grad for parameter in parameters))
+
+    def agree(self, able):
+        self.votes.append(able)
+        return able and self.other
+
+
+def steps_of(way, model, networks, objective, count=3):
+    images = torch.rand(count, 6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [way(objective, Batch(x), RowNoise(step)).clone() for step, x in enumerate(images)]
+
+
+def plain_step(objective, team):
+    """A plain step of a small convolutional model with batch norm, and its optimizers."""
+    torch.manual_seed(0)
+    run = override(RUNS["conv-beta"], dropout=0.0)
+    model = build_model(run, (1, 8, 8)).train()
+    groups = objective.groups(model, nn.ModuleDict())
+    optimizers = {name: specs.Adam().build(group, 1e-2) for name, group in groups.items()}
+
+    def descend(names):
+        team.average_gradients(itertools.chain.from_iterable(groups[name] for name in names))
+        norms = [nn.utils.clip_grad_norm_(groups[name], 1.0) for name in names]
+        for name in names:
+            optimizers[name].step()
+        return torch.stack(norms).amax()
+
+    return PlainStep(
+        model, nn.ModuleDict(), groups, lambda batch, noise: batch, contextlib.nullcontext, descend
+    ), optimizers
+
+
+@needs_compiler
+@pytest.mark.parametrize("objective", [ELBO(), PIWAE(2, 2)], ids=["one-group", "two-groups"])
+def test_with_several_processes_the_optimizers_step_is_a_function_of_its_own(objective, monkeypatch):
+    """Two compiled functions, between them one average of all gradients, and the numbers of the plain step."""
+    plain, _ = plain_step(objective, team := Pair())
+    expected = steps_of(plain, plain.model, plain.networks, objective)
+    count = sum(parameter.numel() for parameter in plain.model.parameters())
+    assert team.averaged == [count] * 3, "plainly too there is one message a step"
+    twin, optimizers = plain_step(objective, team := Pair())
+    compiled = CompiledStep(twin, AdamUpdate(optimizers, 1.0), team)
+    monkeypatch.setattr(PlainStep, "__call__", None)
+    found = steps_of(compiled, twin.model, twin.networks, objective)
+    assert (team.averaged, team.votes) == ([count] * 3, [True])
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-4, atol=1e-4)
+    for name, value in plain.model.state_dict().items():  # the buffers among them: trying changes nothing
+        torch.testing.assert_close(twin.model.state_dict()[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@needs_compiler
+@pytest.mark.parametrize("who", ["other", "own", "second"])
+def test_all_processes_step_plainly_where_one_cannot_compile(who, monkeypatch, caplog):
+    """Whoever it is, and whichever function fails: nothing was changed or sent before."""
+    objective = ELBO()
+    plain, _ = plain_step(objective, Pair())
+    expected = steps_of(plain, plain.model, plain.networks, objective)
+    twin, optimizers = plain_step(objective, team := Pair(other_is_able=who != "other"))
+    compiled = CompiledStep(twin, AdamUpdate(optimizers, 1.0), team)
+
+    def fail(*_):
+        raise CannotCompileError("not here")
+
+    if who == "own":
+        monkeypatch.setattr(CompiledStep, "_made", fail)
+    if who == "second":
+        monkeypatch.setattr(CompiledStep, "_compile_descent", lambda self, trained: fail)
+    assert torch.equal(torch.stack(steps_of(compiled, twin.model, twin.networks, objective)), torch.stack(expected))
+    assert team.votes == [who == "other"]
+    assert len(team.averaged) == 3
+    assert caplog.text.count("slower without") == 1
+    assert ("another process cannot" in caplog.text) == (who == "other")
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(twin.model.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("settings", [{}, {"weight_decay": 1e-2}])
 def test_optimizers_that_load_no_compiler_step_as_torchs_do(settings):
     """The same bits, the same state, and a state of either is the other's."""
@@ -428,22 +519,23 @@ def test_optimizers_that_load_no_compiler_step_as_torchs_do(settings):
 @pytest.mark.parametrize("name", ["conv-beta", "vamp", "iaf"])
 def test_operations_are_counted_as_torch_counts_them(name):
     model = build_model(recipe(name), (1, 28, 28)).eval()
-    with FlopCounterMode(display=False) as theirs, stepping._Operations() as ours, torch.no_grad():
+    with FlopCounterMode(display=False) as theirs, compiling._Operations() as ours, torch.no_grad():
         model.draw(torch.zeros(1, 1, 28, 28), noise=RowNoise(0))
     assert ours.total == theirs.get_total_flops() > 1e6
 
 
-def test_a_plain_training_loads_no_compiler(tmp_path):
-    """It takes a second and 90 MiB, and torch would load it for its optimizers alone."""
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_plain_training_loads_no_compiler(tmp_path, optimizer):
+    """It takes a second and 70 MiB, and torch would load it for its optimizers alone."""
     program = """
 import sys, vaelab as v
 run = v.override(v.recipes.conv_beta(), data="digits", epochs=1, batch_size=128, encoder_conv_channels=(4, 8),
-                 decoder_conv_channels=(8, 4), compile=sys.argv[1])
+                 decoder_conv_channels=(8, 4), compile="auto", optimizer=sys.argv[1])
 v.fit(run, out=sys.argv[2])
 v.fit(v.override(run, schedule="constant", epochs=1), out=sys.argv[3])
 v.fit(v.override(run, schedule="constant", epochs=2), out=sys.argv[3], resume=True)
 print(sorted({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)))
 """
-    command = [sys.executable, "-c", program, "auto", str(tmp_path / "a"), str(tmp_path / "b")]
+    command = [sys.executable, "-c", program, optimizer, str(tmp_path / "a"), str(tmp_path / "b")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -9,12 +9,16 @@ import sysconfig
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from vaelab.errors import UsageError
 from vaelab.models import VAE
+from vaelab.runtime import RowNoise
 
 log = logging.getLogger("vaelab")
 
@@ -69,3 +73,65 @@ def compiled_log_px(model: VAE) -> Generator[None]:
         yield
     finally:
         del own["log_px"]
+
+
+# --- whether it pays ------------------------------------------------------------------------------------------------
+
+
+@final
+class _Operations(TorchDispatchMode):
+    """The floating-point operations of products and convolutions in a block, by torch's own formulas.
+
+    torch's ``FlopCounterMode`` does the same, and imports the compiler for it: a second, and 70 MiB of a run that is
+    not compiled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+WORTH = 90.0  # seconds of plain training: compiling takes some ten for a small network, half a minute for a large one
+
+
+def choose(requested: str, model: VAE, rows: int, steps: int, device: torch.device) -> bool:
+    """Whether a run's steps are compiled: as requested; ``auto``: if the run is long and the machine can.
+
+    How long a run takes is estimated from its work, not measured, so that the same run is always taken the same way:
+    2 ms a step, and its floating-point operations at 100 billion a second.
+
+    Args:
+        requested: ``auto``, ``on`` or ``off``.
+        model: what is trained.
+        rows: images a step.
+        steps: of the whole run.
+        device: where it computes.
+
+    Raises:
+        UsageError: if compiled steps are asked for and the machine has no compiler.
+    """
+    if requested == "off":
+        return False
+    able = can_compile(device)
+    if requested == "on" and not able:
+        raise UsageError("--compile on needs a C++ compiler and Python's headers (g++, python3-dev): install them, or "
+                         "leave it out")  # fmt: skip
+    if requested == "on":
+        return True
+    with _Operations() as counted, torch.no_grad():
+        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
+    # A backward pass is two products for each of the forward pass.
+    seconds = steps * (2e-3 + 3 * counted.total * rows / 1e11)
+    if seconds > WORTH and not able:
+        log.info("no C++ compiler is found here: steps are not compiled, and slower")
+    return seconds > WORTH and able

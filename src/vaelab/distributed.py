@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -29,12 +29,12 @@ def leads() -> bool:
 class Room(Protocol):
     """Memory that all processes write into and read."""
 
-    def fits(self, values: Tensor) -> bool:
+    def fits(self, values: Sequence[Tensor]) -> bool:
         """Whether there is room for these, and it is worth it."""
         ...
 
-    def rows(self, values: Tensor) -> Tensor:
-        """Where each process writes (world, values); what was returned before keeps what it has until the next call."""
+    def rows(self, count: int) -> Tensor:
+        """Where each process writes (world, count); what the last call but one returned is written over."""
         ...
 
 
@@ -50,7 +50,7 @@ class Team:
 
     def __init__(self, rank: int = 0, world: int = 1, memory: Room | None = None) -> None:
         self.rank, self.world, self.memory = rank, world, memory
-        self._wish, self._heard = 0.0, torch.zeros(1)
+        self._wish, self._heard = 0.0, torch.zeros(())
 
     @property
     def leads(self) -> bool:
@@ -65,44 +65,54 @@ class Team:
         self._wish = float(stop)
         return stop if self.world == 1 else bool(self._heard > 0)
 
-    def average_(self, values: Tensor) -> Tensor:
-        """Replace values by their mean over the processes: the sum, divided by their number.
+    def agree(self, able: bool) -> bool:
+        """Whether all processes are able.
 
         Raises:
             FailureError: if another process has gone.
         """
-        if self.world > 1:
-            wish = torch.full((1,), self._wish, dtype=values.dtype, device=values.device)
-            with failures():
-                if self.memory is not None and self.memory.fits(values):
-                    flat, rows = values.view(-1), self.memory.rows(values)
-                    torch.div(flat, self.world, out=rows[self.rank])
-                    dist.all_reduce(wish)  # whose answer comes when all have written
-                    torch.add(rows[0], rows[1], out=flat)
-                    for row in rows[2:]:
-                        flat += row
-                    self._heard = wish
-                else:
-                    message = torch.cat([values.flatten(), wish])
-                    dist.all_reduce(message)
-                    values.copy_(message[:-1].view_as(values) / self.world)
-                    self._heard = message[-1:]
-        return values
+        votes = torch.full((1,), float(able))
+        self.average_(votes)
+        return bool(votes == 1)
+
+    def average_(self, *values: Tensor) -> None:
+        """Replace values by their mean over the processes, the sum divided by their number; all in one message.
+
+        Raises:
+            FailureError: if another process has gone, or averages something else.
+        """
+        if self.world == 1:
+            return
+        flat = [value.flatten() for value in values]
+        count = sum(len(value) for value in flat)
+        about = torch.tensor([self._wish, count % 2**12], device=flat[0].device)  # exact in fp32
+        if self.memory is not None and self.memory.fits(flat):
+            rows = self.memory.rows(count)
+            torch.cat(flat, out=rows[self.rank])
+            _sum(about)  # which comes when all have written
+            mean = torch.add(rows[0], rows[1])
+            for row in rows[2:]:
+                mean += row
+        else:
+            message = torch.cat([*flat, about])
+            _sum(message)
+            mean, about = message[:-2], message[-2:]
+        self._heard, counted = about
+        if not mean.is_cuda and counted != count % 2**12 * self.world:  # a GPU would have to be waited for
+            raise FailureError("the processes of this training are not at the same step: start them all again, "
+                               "with --resume")  # fmt: skip
+        mean /= self.world
+        for value, piece in zip(values, mean.split([len(value) for value in flat]), strict=True):
+            value.copy_(piece.view_as(value))
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Average the gradients of a group, all in one message.
+        """Average the gradients of some parameters, all in one message.
 
         ``DistributedDataParallel`` is not used: it counts on one backward pass that reaches every parameter, and a
         step with two losses for two groups of them has none such.
         """
-        if self.world == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if gradients:
-            flat = self.average_(torch.cat([gradient.flatten() for gradient in gradients]))
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            for gradient, piece in zip(gradients, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+        if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+            self.average_(*gradients)
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Take these values over from the process that leads."""
@@ -162,3 +172,8 @@ def failures() -> Generator[None]:
             f"another process of this training has gone ({str(error).splitlines()[0]}): start them all again, "
             "with --resume"
         ) from error
+
+
+def _sum(values: Tensor) -> None:
+    with failures():
+        dist.all_reduce(values)

@@ -23,17 +23,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
-from vaelab.compiling import can_compile, compile_errors, reason
-from vaelab.errors import UsageError
+from vaelab.compiling import compile_errors, reason
+from vaelab.distributed import Team
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.products import by_onednn
-from vaelab.runtime import Noise, RowNoise, prefers_onednn
+from vaelab.runtime import Noise, prefers_onednn
 from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
 log = logging.getLogger("vaelab")
@@ -107,18 +105,17 @@ class CompiledStep:
     Args:
         plain: the way that is traced.
         update: the optimizers' step, as part of the function; None leaves it to ``plain.descend``.
-        average: makes of all gradients, in one tensor, their mean over several processes. The optimizers' step is then
-            a second function.
+        team: the processes. If they are several the optimizers' step is a second function, after averaging.
     """
 
-    def __init__(
-        self, plain: PlainStep, update: AdamUpdate | None = None, average: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        self.plain, self.update, self._average = plain, update, average
+    def __init__(self, plain: PlainStep, update: AdamUpdate | None = None, team: Team | None = None) -> None:
+        self.plain, self.update, self._team = plain, update, team or Team()
+        self._apart = update is not None and self._team.world > 1
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
         self._weights = _Weights(next(plain.model.parameters()).device)
         self._functions: dict[Objective, _Traced] = {}
+        self._descents: dict[tuple[str, ...], Callable[..., Sequence[Tensor]]] = {}
         self._failed = False
 
     def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
@@ -131,8 +128,9 @@ class CompiledStep:
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
                 *gradients, terms = traced.function(*self._inputs(objective, batch, traced.asked, noise))
-                if traced.descend is not None and self._average is not None:
-                    terms[-1] = traced.descend(self._average(gradients[0]), *self._descent())[0]
+                if traced.descend is not None:
+                    self._team.average_(*gradients)
+                    (terms[-1],) = traced.descend(*gradients, *self._descent())
         except (CannotCompileError, *compile_errors()) as error:
             log.warning("training steps cannot be compiled (%s): slower without", reason(error))
             self._failed = True
@@ -151,7 +149,7 @@ class CompiledStep:
         kind = self._weights.without(objective)
         if kind not in self._functions:
             log.info("compiling the training step, once: 5 to 60 s (--compile off does without)")
-            self._functions[kind] = self._compile(objective, batch)
+            self._functions[kind] = self._agreed(objective, batch)
         return self._functions[kind]
 
     def _inputs(
@@ -160,7 +158,7 @@ class CompiledStep:
         """All that a step reads; without noise, zeros in its place."""
         device = batch.x.device
         drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in asked]
-        updates = self._updates() if self._average is None else []
+        updates = [] if self._apart else self._updates()
         return [*self._state.values(), *_images(batch), *drawn, *self._weights.of(objective), *updates]
 
     def _updates(self) -> list[Tensor]:
@@ -171,8 +169,30 @@ class CompiledStep:
         """What the optimizers' step reads where it is a function of its own, besides gradients."""
         return [*self._state.values(), *self._updates()]
 
+    def _agreed(self, objective: Objective, batch: Batch) -> _Traced:
+        """The compiled functions; with several processes not before all have them, so that all take the same way."""
+        if self._team.world == 1:
+            return self._compile(objective, batch)
+        traced, error = None, None
+        try:
+            traced = self._compile(objective, batch)
+            if not batch.x.is_cuda:  # there the memory of what is passed first is remembered
+                self._try(traced, self._inputs(objective, batch, traced.asked, None))
+        except (CannotCompileError, *compile_errors()) as raised:
+            error = raised
+        if self._team.agree(error is None) and traced is not None:
+            return traced
+        raise error or CannotCompileError("another process cannot")
+
+    def _try(self, traced: _Traced, inputs: list[Tensor]) -> None:
+        """Let torch compile the functions now, on copies of what they change."""
+        with torch.no_grad():
+            *gradients, _ = traced.function(*(tensor.clone() for tensor in inputs))
+            if traced.descend is not None:
+                traced.descend(*gradients, *(tensor.clone() for tensor in self._descent()))
+
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
-        names, average = list(self._state), self._average
+        names = list(self._state)
         asked: list[_Request] = []
         trained: tuple[str, ...] = ()
         images, weights = _images(batch), self._weights.of(objective)
@@ -192,11 +212,11 @@ class CompiledStep:
                 dict(zip(names, state, strict=True)),
                 (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
             )
-            if self.update is not None and average is None:
+            if self.update is not None and not self._apart:
                 norm = self.update(groups, gradients, list(given))
                 return [_stack(terms, norm)]
             found = list(itertools.chain(*gradients.values()))
-            if self.update is not None:
+            if self._apart:
                 found = [torch.cat([gradient.flatten() for gradient in found])]
             return [*found, _stack(terms, state[0].new_zeros(()))]
 
@@ -206,8 +226,9 @@ class CompiledStep:
         graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         if prefers_onednn(batch.x.device):
             by_onednn(graph)
-        apart = self.update is not None and average is not None
-        return _Traced(self._made(graph), asked, trained, self._compile_descent(trained) if apart else None)
+        if self._apart and trained not in self._descents:
+            self._descents[trained] = self._compile_descent(trained)
+        return _Traced(self._made(graph), asked, trained, self._descents.get(trained))
 
     def _compile_descent(self, trained: Sequence[str]) -> Callable[..., Sequence[Tensor]]:
         """The optimizers' step, from all gradients in one tensor, as a function; it returns the largest norm."""
@@ -370,65 +391,3 @@ def _with_images(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     left = iter(tensors)
     x, y, index = (None if part is None else next(left) for part in (batch.x, batch.y, batch.index))
     return replace(batch, x=x, y=y, index=index)
-
-
-# --- which way ------------------------------------------------------------------------------------------------------
-
-
-@final
-class _Operations(TorchDispatchMode):
-    """The floating-point operations of products and convolutions in a block, by torch's own formulas.
-
-    torch's ``FlopCounterMode`` does the same, and imports the compiler for it: a second, and 90 MiB of a run that is
-    not compiled.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-WORTH = 90.0  # seconds of plain training: compiling takes some ten for a small network, half a minute for a large one
-
-
-def choose(requested: str, model: VAE, rows: int, steps: int, device: torch.device) -> bool:
-    """Whether a run's steps are compiled: as requested; ``auto``: if the run is long and the machine can.
-
-    How long a run takes is estimated from its work, not measured, so that the same run is always taken the same way:
-    2 ms a step, and its floating-point operations at 100 billion a second.
-
-    Args:
-        requested: ``auto``, ``on`` or ``off``.
-        model: what is trained.
-        rows: images a step.
-        steps: of the whole run.
-        device: where it computes.
-
-    Raises:
-        UsageError: if compiled steps are asked for and the machine has no compiler.
-    """
-    if requested == "off":
-        return False
-    able = can_compile(device)
-    if requested == "on" and not able:
-        raise UsageError("--compile on needs a C++ compiler and Python's headers (g++, python3-dev): install them, or "
-                         "leave it out")  # fmt: skip
-    if requested == "on":
-        return True
-    with _Operations() as counted, torch.no_grad():
-        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
-    # A backward pass is two products for each of the forward pass.
-    seconds = steps * (2e-3 + 3 * counted.total * rows / 1e11)
-    if seconds > WORTH and not able:
-        log.info("no C++ compiler is found here: steps are not compiled, and slower")
-    return seconds > WORTH and able

@@ -211,7 +211,7 @@ def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:
     before = {"compile": False, **folder.config()["resolved"]}  # runs of vaelab 0.1 knew no compiled steps
     require_same_data(folder, trainer.data)
     if trainer.run.training.compile == "auto":  # more epochs do not change how steps are taken
-        trainer.compiled = before["compile"] and can_compile(trainer.device)
+        trainer.compiled = trainer.team.agree(before["compile"] and can_compile(trainer.device))
     resolved = trainer.resolved()
     for key in sorted(MACHINE_SETTINGS):
         if before[key] != resolved[key]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import platform
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vaelab import specs
+from vaelab.compiling import choose
 from vaelab.config import Run, require_effect
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
@@ -44,7 +46,7 @@ from vaelab.runtime import (
 )
 from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
-from vaelab.stepping import CompiledStep, PlainStep, Step, choose, term_names
+from vaelab.stepping import CompiledStep, PlainStep, Step, term_names
 from vaelab.updates import AdamUpdate, CannotCompileError
 
 log = logging.getLogger("vaelab")
@@ -106,7 +108,8 @@ class Trainer:
         self.average = _average(self.model, run.training.ema_decay)
         self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
-        self.compiled = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
+        wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
+        self.compiled = self.team.agree(wanted)
         self.step = 0
         self.stopped = False
         self.best: tuple[float, int] | None = None  # the lowest monitored loss, and its epoch
@@ -114,9 +117,8 @@ class Trainer:
         # Terms of the epoch's steps so far stay on the device: no step waits for a number to reach the host.
         self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
-        self.team.memory = SharedMemory.among(
-            self.team, sum(p.numel() for group in self.groups.values() for p in group)
-        )
+        trained = sum(parameter.numel() for group in self.groups.values() for parameter in group)
+        self.team.memory = SharedMemory.among(self.team, trained, device)
         self.order = torch.empty(0)
         self._way: Step | None = None
 
@@ -206,10 +208,10 @@ class Trainer:
         plain = PlainStep(self.model, self.networks, self.groups, self._pixels, self._autocast, self._descend)
         if not self.compiled:
             return plain
-        average = self.team.average_ if self.team.world > 1 else None
+        update: AdamUpdate | None = None
         with contextlib.suppress(CannotCompileError):
-            return CompiledStep(plain, AdamUpdate(self.optimizers, self.run.training.clip_norm), average)
-        return CompiledStep(plain)
+            update = AdamUpdate(self.optimizers, self.run.training.clip_norm)
+        return CompiledStep(plain, update, self.team)
 
     def _pixels(self, batch: Batch, noise: Noise) -> Batch:
         """What a step sees of a batch."""
@@ -220,8 +222,7 @@ class Trainer:
         """One optimizer step of these groups, whose gradients are set; the largest of their norms, if clipped."""
         clip = self.run.training.clip_norm
         norms = [self.zero]
-        for name in names:
-            self.team.average_gradients(self.groups[name])
+        self.team.average_gradients(itertools.chain.from_iterable(self.groups[name] for name in names))
         for name in names:
             if clip is not None:
                 norms.append(clip_grad_norm_(self.groups[name], clip))
@@ -304,7 +305,8 @@ class Trainer:
         batches = self.team.share(self.data.batches("validation", size))
         with self._autocast():
             sums = sum_parts(objective, model, self.networks.eval(), batches, self._no_parts)
-        flat = self.team.average_(torch.cat([part.flatten() for part in sums.values()]))
+        flat = torch.cat([part.flatten() for part in sums.values()])
+        self.team.average_(flat)
         whole = (flat.cpu() * self.team.world / len(self.data.validation)).split([p.numel() for p in sums.values()])
         means = {name: mean.reshape(part.shape) for (name, part), mean in zip(sums.items(), whole, strict=True)}
         loss = float(objective.loss(means))

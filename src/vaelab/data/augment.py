@@ -40,6 +40,8 @@ def augment(batch: Batch, motion: Motion, noise: Noise) -> Batch:
     u = noise.uniform("augment", (len(batch.x), 4))
     chosen = u[:, 0] < motion.prob
     angle, right, down = (2 * u[chosen, 1:] - 1).unbind(1)
+    if len(angle) == 0:
+        return batch
     x = batch.x.clone()
     x[chosen] = move(batch.x[chosen], angle * motion.degrees, right * motion.pixels, down * motion.pixels)
     return replace(batch, x=x)

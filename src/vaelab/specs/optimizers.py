@@ -61,7 +61,7 @@ class AdamW:
 
 
 def without_compiler(kind: type[OptimizerT]) -> type[OptimizerT]:
-    """Make torch's optimizer one that does not load torch's compiler: a second and 90 MiB of every training.
+    """Make torch's optimizer one that does not load torch's compiler: a second and 70 MiB of every training.
 
     torch wraps some methods of its optimizers, so that its compiler stops at them, and imports it to do so. No compiler
     looks at these here, and what is wrapped is taken by itself.
