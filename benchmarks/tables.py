@@ -484,7 +484,8 @@ def factors_table() -> str:
     }  # fmt: skip
     rows = [f"| objective | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     for name, found in result["summary"].items():
-        cells = [" ± ".join(f"{number:.2f}" for number in found[key]) for key in columns]
+        digits = {key: 2 if key in ("distortion", "rate") else 3 for key in columns}
+        cells = [" ± ".join(f"{number:.{digits[key]}f}" for number in found[key]) for key in columns]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     rows.append(f"\n`{result['command']}`: {result['what']}; {result['machine']}, torch {result['torch']}.")
     return "\n".join(rows)

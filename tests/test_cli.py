@@ -156,6 +156,13 @@ def test_a_terminal_shows_progress(tmp_path):
             "--beta is a setting of --objective elbo, --objective tc",
         ),
         (["train", "mlp", "--hidden-dims", "64"], "no flag --hidden-dims; did you mean '--encoder-hidden-dims'"),
+        (
+            ["train", "mlp", "--encoder-hidden-dims", "64", "--encoder_hidden_dims=32"],
+            "--encoder-hidden-dims is given 2 times, and the last would count alone",
+        ),
+        (["evaluate", "nowhere", "--only", "elbo", "--only", "nll"], "give all values to one, --only A B"),
+        (["refit", "nowhere", "--hidden-dims", "8", "--hidden-dims", "4"], "--hidden-dims is given 2 times"),
+        (["train", "mlp", "--seed", "1", "--seed", "2", "--data", "mnits"], "neither a path nor a data set"),
         ([*TRAIN, "--device", "tpu"], "--device tpu cannot be used here"),
         (["train", "mlp", "--data", "mnits"], "neither a path nor a data set; did you mean 'mnist'?"),
         (["train", "mlp", "--data", "digits", "--image-size", "32", "32"], "describe your own files"),

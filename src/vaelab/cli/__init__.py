@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from vaelab import __version__
-from vaelab.cli.common import parse, refuse_unknown_flags
+from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags
 from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.exploring import explore
@@ -90,6 +90,8 @@ def _dispatch(arguments: list[str]) -> int:
         parameters = inspect.signature(command).parameters.values()
         flags = [p.name.replace("_", "-") for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
         refuse_unknown_flags(rest, {f"--{flag}" for flag in (*flags, "help")})
+        hints = get_type_hints(command)
+        refuse_repeated_lists(rest, {f"--{flag}": hints[flag.replace("-", "_")] for flag in flags})
 
         @functools.wraps(command)
         def later(*args: Any, **options: Any) -> Callable[[], None]:  # parsing and working complain in different ways

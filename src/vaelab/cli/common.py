@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional
@@ -31,6 +31,21 @@ def refuse_unknown_flags(arguments: Sequence[str], known: set[str]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             raise UsageError(f"no flag {flag}{did_you_mean(flag, known)}")
+
+
+def refuse_repeated_lists(arguments: Sequence[str], types: dict[str, Any]) -> None:
+    """Raise for a flag that takes several values and is given twice: the last would count alone.
+
+    Args:
+        arguments: the command line.
+        types: of each flag.
+    """
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for flag, kind in types.items():
+        takes_several = any(get_origin(part) is tuple for part in (kind, *get_args(kind)))
+        if takes_several and given.count(flag) > 1:
+            raise UsageError(f"{flag} is given {given.count(flag)} times, and the last would count alone: give all "
+                             f"values to one, {flag} A B")  # fmt: skip
 
 
 def parse(what: Callable[..., T], arguments: Sequence[str], prog: str, **options: Any) -> T:

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vaelab.cli.common import parse, refuse_unknown_flags
+from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import UsageError
 from vaelab.labels import cost
@@ -175,6 +175,7 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
         }
     _refuse_flags_of_other_parts(run, arguments, flags_known)
     refuse_unknown_flags(arguments, flags_known)
+    refuse_repeated_lists(arguments, {f"--{name.replace('_', '-')}": leaf.type for name, leaf in leaves.items()})
     fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
