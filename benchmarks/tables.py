@@ -457,19 +457,20 @@ def holes_table() -> str:
         "mlp-2d": "`mlp-2d`, standard normal prior",
         "ae-2d": "`ae-2d`, sampled from a standard normal",
         "ae-2d-mixture": "`ae-2d`, sampled from a mixture fitted to its codes",
+        "rae": "`rae` (16 latents), sampled from a standard normal",
+        "rae-mixture": "`rae`, sampled from a mixture fitted to its codes",
     }
-    columns = {key: PICTURES[key] for key in ("psnr", "frechet", "frechet_floor")}
+    columns = {key: PICTURES[key] for key in ("psnr", "frechet", "frechet_floor", "precision", "recall")}
     rows = [f"| | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     found = {name: result for name in about if (result := _load(f"mnist/{name}")) is not None}
     for name, result in found.items():
         rows.append(f"| {about[name]} | {' | '.join(_cell(_own(result).get(key)) for key in columns)} |")
-    if "ae-2d-mixture" in found:
-        refit = found["ae-2d-mixture"]["refit"]
-        before, after = (_number(refit[when]) for when in ("before", "after"))
-        rows.append(
-            f"\nlog p(z) of a code of each validation image: {before} nats under the standard normal, {after} under "
-            f"the mixture (`{refit['command']}`)."
-        )
+    for name in ("ae-2d", "rae"):
+        if f"{name}-mixture" in found:
+            refit = found[f"{name}-mixture"]["refit"]
+            before, after = (_number(refit[when]) for when in ("before", "after"))
+            rows.append(f"\nlog p(z) of a code of each validation image of `{name}`: {before} nats under the standard "
+                        f"normal, {after} under the mixture (`{refit['command']}`).")  # fmt: skip
     return "\n".join(rows)
 
 

@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         "regularised autoencoder (RAE-L2), 16 latents; its prior is fitted afterwards",
         "Ghosh et al. (2020), https://arxiv.org/abs/1903.12436",
         {},
-        None,
+        7,
         ("distortion", "mse"),
     ),
     "ae-2d": Recipe(
@@ -126,14 +126,14 @@ RECIPES: dict[str, Recipe] = {
         "784-512-20 VAE on real-valued pixels with the best sigma",
         "Rybkin, Daniilidis & Levine (2021), https://arxiv.org/abs/2006.13202",
         {},
-        None,
+        1,
     ),
     "tc": Recipe(
         tc,
         "beta-TCVAE on sprites of known factors",
         "Chen et al. (2018), https://arxiv.org/abs/1802.04942",
         {},
-        None,
+        2,
         ("total_correlation", "mutual_information_gap", "distortion", "rate"),
     ),
     "factor": Recipe(
@@ -141,7 +141,7 @@ RECIPES: dict[str, Recipe] = {
         "FactorVAE on sprites of known factors",
         "Kim & Mnih (2018), https://arxiv.org/abs/1802.05983",
         {},
-        None,
+        2,
         ("total_correlation", "mutual_information_gap", "distortion", "rate"),
     ),
 }
