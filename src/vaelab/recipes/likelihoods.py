@@ -203,6 +203,6 @@ RECIPES: dict[str, Recipe] = {
         "784-256-128 VAE with von Mises-Fisher posteriors on a sphere",
         "Davidson et al. (2018), https://arxiv.org/abs/1804.00891; number: pythae's reproduction",
         {"nll_500": 93.13},
-        7,
+        14,
     ),
 }
