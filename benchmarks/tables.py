@@ -531,7 +531,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "codes": metrics_table(None, CODES, "trained protocol"),
     "pictures": metrics_table(None, PICTURES, "trained protocol"),
     "published": published_table,
-    "curves": curve_table("burda-iwae", "vamp"),
+    "curves": curve_table("burda-iwae", "burda-dreg", "vamp"),
     "factors": factors_table,
     "holes": holes_table,
     "vq": vq_table,
