@@ -195,7 +195,7 @@ RECIPES: dict[str, Recipe] = {
         "gated 784-300-300-40 VAE with an inverse autoregressive posterior",
         "Kingma et al. (2016), https://arxiv.org/abs/1606.04934",
         {},
-        None,
+        18,
         ("nll_5000", "negative_elbo"),
     ),
     "s-vae": Recipe(
