@@ -153,7 +153,7 @@ def team(device: torch.device) -> Generator[Team]:
         yield Team()
         return
     with failures():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # votes are on the CPU
     joined = Team(dist.get_rank(), world)
     try:
         yield joined
