@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vaelab.cli import main
+from vaelab.evaluate import latents
 
 SMALL = ["--data", "digits", "--epochs", "2", "--warmup-epochs", "0", "--encoder-hidden-dims", "24",
          "--decoder-hidden-dims", "24", "--batch-size", "128"]  # fmt: skip
@@ -53,8 +54,9 @@ def test_every_command_takes_the_run_or_refuses_it_in_one_line(trained, command,
     assert len([line for line in said.err.splitlines() if line.startswith("vaelab")]) == 1
 
 
-def test_what_is_measured_of_them_is_what_is_defined(trained):
+def test_what_is_measured_of_them_is_what_is_defined(trained, monkeypatch):
     name, run = trained
+    monkeypatch.setattr(latents, "FEW", few := 60)
     assert main(["evaluate", str(run), "--num-samples", "20", "--only", "elbo", "nll", "latents"]) == 0
     found = json.loads((run / "metrics.json").read_text())["splits"]["test"]["dynamic"]
     metrics = found["metrics"]
@@ -63,3 +65,8 @@ def test_what_is_measured_of_them_is_what_is_defined(trained):
     assert ("active_units" in metrics) == (name in ("vamp", "sphere")), "a flow has no known mean"
     assert ("mutual_information" in metrics) == (name != "planar"), "a planar flow cannot score foreign codes"
     assert ("left_out" in found["about"]) == (name in ("flow", "planar"))
+    if name != "planar":  # of an IAF each density takes passes of a network: a few codes have to do
+        assert metrics["two_sample_accuracy"]["n"] == 180
+        for part in ("mutual_information", "aggregate_kl"):
+            assert metrics[part]["n"] == (few if name == "flow" else 180)
+            assert ("(first 60 images)" in metrics[part]["protocol"]) == (name == "flow")

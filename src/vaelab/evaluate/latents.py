@@ -24,8 +24,9 @@ from vaelab.distribution import NoDensityError
 from vaelab.divergences import kl_of_dimensions, log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate.estimate import Estimate, evaluating
+from vaelab.flows import Conditioned
 from vaelab.models import VAE, Batch
-from vaelab.posteriors import NormalPosterior, Posterior
+from vaelab.posteriors import FlowPosterior, NormalPosterior, Posterior
 from vaelab.runtime import RowNoise
 
 Array = NDArray[np.float64]
@@ -34,6 +35,7 @@ ACTIVE = 0.01  # Burda's threshold on the variance of a posterior mean
 RESAMPLES = 200  # of the bootstrap
 TELLING = 20  # codes: of fewer a two-sample test tells nothing
 NEIGHBOURS = 5
+FEW = 200  # codes of an aggregate whose densities are slow: 40,000 of them by 40 passes of a network take half a minute
 _ENTRIES = 2**21  # numbers in a block of the (N, N) matrix: 16 MB
 _LOST_NATS = 1e-7  # what a density may lose to rounding in a matrix product before it is computed again
 _NOTHING = 60.0  # nats: N densities so far below another do not show in their sum
@@ -99,6 +101,12 @@ class Codes:
         """(N, D), the logarithms of the standard deviations of a ``NormalPosterior``; None for all others."""
         scales = [batch.qz.log_scale for batch in self.batches if isinstance(batch.qz, NormalPosterior)]
         return _joined(scales) if scales else None
+
+    @property
+    def slow_densities(self) -> bool:
+        """Whether a posterior's density where it did not sample takes passes of a network, as that of an IAF does."""
+        qz = self.batches[0].qz
+        return isinstance(qz, FlowPosterior) and isinstance(qz.flow, Conditioned)
 
     @cached_property
     def log_agg_qz(self) -> Array:
