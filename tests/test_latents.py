@@ -17,7 +17,7 @@ from vaelab.config import override
 from vaelab.data import load
 from vaelab.data.datasets import Dataset, Split
 from vaelab.errors import FailureError, UsageError
-from vaelab.evaluate import latents
+from vaelab.evaluate import classifiers, latents
 from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.posteriors import NormalPosterior
@@ -210,7 +210,7 @@ def test_a_collapsed_posterior_says_nothing():
     assert kl.value == pytest.approx(0, abs=1e-9)
     assert latents.active_units(codes, "").value == 0
     assert not codes.rate.any()
-    test = latents.two_sample_test(codes, "")
+    test = classifiers.two_sample_test(codes, "")
     assert abs(test.value - 0.5) < 3 * 0.5 / test.n**0.5
     moments = latents.moments(codes)
     assert np.abs(moments.mean_score).max() < 3.5
@@ -311,7 +311,7 @@ def best_accuracy(kind):
 )
 def test_a_two_sample_test_is_close_to_the_best_classifier_and_never_better(kind, dims, count, short):
     codes = same_as(shape_of(kind, count, dims, np.random.default_rng(8)))
-    test = latents.two_sample_test(codes, "table")
+    test = classifiers.two_sample_test(codes, "table")
     assert (test.unit, test.n) == ("accuracy", count)
     assert test.stderr == pytest.approx(math.sqrt(test.value * (1 - test.value) / count))
     assert best_accuracy(kind) - short < test.value < best_accuracy(kind) + 3.5 * test.stderr
@@ -322,9 +322,9 @@ def test_a_two_sample_test_raises_no_false_alarm_and_is_fixed():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         codes = same_as(rng.standard_normal((500, 4)), rng.standard_normal((500, 4)))
-        test = latents.two_sample_test(codes, "")
+        test = classifiers.two_sample_test(codes, "")
         scores.append((test.value - 0.5) / (0.5 / test.n**0.5))
-    assert test == latents.two_sample_test(codes, "")
+    assert test == classifiers.two_sample_test(codes, "")
     assert abs(np.mean(scores)) < 3 / 20**0.5
     assert 0.55 < np.std(scores) < 1.5
     assert np.abs(scores).max() < 4
@@ -335,15 +335,15 @@ def test_the_false_alarm_rate_notices_points_that_were_trained_on():
     scores = []
     for seed in range(8):
         z, z_prior = np.random.default_rng(seed).standard_normal((2, 250, 20))
-        test = latents.two_sample_test(same_as(np.concatenate([z, z]), np.concatenate([z_prior, z_prior])), "")
+        test = classifiers.two_sample_test(same_as(np.concatenate([z, z]), np.concatenate([z_prior, z_prior])), "")
         scores.append((test.value - 0.5) / (0.5 / test.n**0.5))
     assert np.mean(scores) > 3 / 8**0.5
 
 
 def test_a_handful_of_codes_is_refused():
     with pytest.raises(UsageError, match="two-sample test of 19 codes"):
-        latents.two_sample_test(same_as(np.zeros((19, 2))), "")
-    assert latents.two_sample_test(same_as(np.full((20, 2), 9.0)), "").n == 20
+        classifiers.two_sample_test(same_as(np.zeros((19, 2))), "")
+    assert classifiers.two_sample_test(same_as(np.full((20, 2), 9.0)), "").n == 20
 
 
 # --- probes ---------------------------------------------------------------------------------------------------------
@@ -355,11 +355,11 @@ def test_a_perfect_code_is_read_perfectly_and_a_useless_one_by_chance():
     perfect = np.eye(5)[y] * 4 + 0.1 * rng.standard_normal((2000, 5))
     useless = rng.standard_normal((2000, 5))
     train, test = (codes_of(perfect[part], y=y[part]) for part in (slice(1000), slice(1000, None)))
-    for name, probe in latents.probes(train, test, "table").items():
+    for name, probe in classifiers.probes(train, test, "table").items():
         assert (probe.value, probe.stderr, probe.unit, probe.n) == (1, 0, "accuracy", 1000), name
         assert "fitted on 1,000 codes" in probe.protocol
     train, test = (codes_of(useless[part], y=y[part]) for part in (slice(1000), slice(1000, None)))
-    for probe in latents.probes(train, test, "").values():
+    for probe in classifiers.probes(train, test, "").values():
         assert abs(probe.value - 0.2) < 4 * probe.stderr
         assert probe.stderr == pytest.approx(math.sqrt(probe.value * (1 - probe.value) / 999))
 
@@ -370,7 +370,7 @@ def test_the_linear_probe_is_linear_and_neighbours_ignore_units_out_of_use():
     y = (loc[:, 0] * loc[:, 1] > 0).astype(int)
     loc = np.concatenate([loc, 1e-3 * rng.standard_normal((2000, 30))], 1)
     train, test = (codes_of(loc[part], y=y[part]) for part in (slice(1000), slice(1000, None)))
-    found = latents.probes(train, test, "")
+    found = classifiers.probes(train, test, "")
     assert found["linear_probe"].value < 0.58
     assert found["knn_probe"].value > 0.93
 
@@ -378,10 +378,10 @@ def test_the_linear_probe_is_linear_and_neighbours_ignore_units_out_of_use():
 def test_probes_need_labels_and_classes():
     loc = np.zeros((10, 2))
     with pytest.raises(TypeError, match="the data have no labels"):
-        latents.probes(codes_of(loc), codes_of(loc), "")
+        classifiers.probes(codes_of(loc), codes_of(loc), "")
     one = codes_of(loc, y=np.ones(10, int))
     with pytest.raises(UsageError, match="2 classes to be fitted on: got 10, 1"):
-        latents.probes(one, one, "")
+        classifiers.probes(one, one, "")
 
 
 # --- encoding -------------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_global_generators_are_left_alone_and_the_prior_is_the_models_own():
     before, before_np = torch.get_rng_state(), np.random.get_state()[1].copy()
     codes = codes_of(np.zeros((2000, 2)), 0.0, prior=prior)
     again = codes_of(np.zeros((2000, 2)), 0.0, prior=prior)
-    latents.two_sample_test(codes, "")
+    classifiers.two_sample_test(codes, "")
     latents.active_units(codes, "")
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == before_np).all()
@@ -488,7 +488,7 @@ def test_a_trained_model(digits):
     model = fit(override(recipe("mlp"), epochs=3), digits)
     train, test = (latents.encode(model, digits, split) for split in ("train", "test"))
     assert (len(train), len(test), test.y.tolist()) == (1437, 180, digits.test.y.tolist())
-    found = latents.probes(train, test, "digits")
+    found = classifiers.probes(train, test, "digits")
     assert found["linear_probe"].value > 0.7
     assert found["knn_probe"].value > 0.7
     mi, kl = latents.mutual_information(train, ""), latents.aggregate_kl(train, "")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset
-from vaelab.evaluate import annealed, latents
+from vaelab.evaluate import annealed, classifiers, latents
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms, terms_as_defined
@@ -138,7 +138,7 @@ def examine(
     if model.space == "codes":  # no dimension of a code has a rate, and codes are not meant to be uniform
         return symptoms
     codes = latents.encode(model, validation, "validation")
-    test = latents.two_sample_test(codes, "") if len(codes) >= latents.TELLING else None
+    test = classifiers.two_sample_test(codes, "") if len(codes) >= classifiers.TELLING else None
     symptoms = replace(
         symptoms,
         rate=None if codes.rate is None else codes.rate.mean(0),

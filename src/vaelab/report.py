@@ -26,7 +26,7 @@ from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override, slots_with_choice
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
-from vaelab.evaluate.latents import TELLING
+from vaelab.evaluate.classifiers import TELLING
 from vaelab.folder import RunFolder
 from vaelab.labels import cells, cost, label, notes
 from vaelab.loading import load_data, require_same_data

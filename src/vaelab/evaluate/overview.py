@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from vaelab.data.datasets import Dataset
-from vaelab.evaluate import latents
+from vaelab.evaluate import classifiers, latents
 from vaelab.evaluate.codebook import codebook_usage
 from vaelab.evaluate.elbo import protocol_of
 from vaelab.evaluate.estimate import Estimate
@@ -55,7 +55,7 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
         "active_units": lambda: latents.active_units(codes, protocol),
         "mutual_information": lambda: latents.mutual_information(aggregated, about),
         "aggregate_kl": lambda: latents.aggregate_kl(aggregated, about),
-        "two_sample_accuracy": lambda: latents.two_sample_test(codes, protocol),
+        "two_sample_accuracy": lambda: classifiers.two_sample_test(codes, protocol),
     }
     metrics: dict[str, Estimate] = {}
     reasons: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
         except TypeError as error:
             reasons.setdefault(str(error), []).append(name.replace("_", " ").replace("kl", "KL"))
     if data.train.y is not None:
-        metrics |= latents.probes(latents.encode(model, data, "train"), codes, protocol)
+        metrics |= classifiers.probes(latents.encode(model, data, "train"), codes, protocol)
     moments = latents.moments(codes)
     dimensions: dict[str, list[Any] | None] = {
         "rate": None if codes.rate is None else codes.rate.mean(0).tolist(),
