@@ -1,5 +1,6 @@
 """Several processes train what one trains: the same numbers, one folder, and an end that all hear of."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from vaelab.compiling import can_compile
 from vaelab.distributed import Team
 from vaelab.errors import FailureError
 from vaelab.loading import load_model
-from vaelab.sharing import SharedMemory
+from vaelab.sharing import SharedMemory, Table
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -129,15 +130,31 @@ class Post:
             return list(pool.map(start, range(self.world)))
 
 
+@pytest.fixture
+def shared(tmp_path):
+    """What processes of one machine share, without the processes."""
+    with contextlib.ExitStack() as stack:
+
+        def among(world, count=20_000):
+            size = 2 * world * count * 4
+            (tmp_path / "memory").write_bytes(bytes(size))
+            pairs = [socket.socketpair() for _ in range(1, world)]
+            tables = [Table(leads=True, sockets=[one for one, _ in pairs])]
+            tables += [Table(leads=False, sockets=[other]) for _, other in pairs]
+            for table in tables:
+                stack.callback(table.close)
+            return [SharedMemory(str(tmp_path / "memory"), size, world, table) for table in tables]
+
+        yield among
+
+
 @pytest.mark.parametrize("world", [2, 3])
-def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, tmp_path, world):
+def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, shared, world):
     count, post = 20_000, Post(monkeypatch, world)
-    size = 2 * world * count * 4
-    (tmp_path / "memory").write_bytes(bytes(size))
     given = torch.randn(world, 5, count, generator=torch.Generator().manual_seed(0))
     small = torch.randn(world, 7, generator=torch.Generator().manual_seed(1))
     large = torch.randn(world, count + 1, generator=torch.Generator().manual_seed(2))
-    teams = [Team(rank, world, SharedMemory(str(tmp_path / "memory"), size, world)) for rank in range(world)]
+    teams = [Team(rank, world, memory) for rank, memory in enumerate(shared(world))]
 
     def mean(rank, values):
         teams[rank].average_(values := values.clone())
@@ -158,14 +175,13 @@ def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, tmp
         torch.testing.assert_close(few, small.mean(0))
         torch.testing.assert_close(again, given[:, 0, :17_000].mean(0))
         torch.testing.assert_close(much, large.mean(0))
-    assert post.sizes == [2] * 5 + [9] + [2] + [count + 3], "a message of values only where there is no room for them"
+    assert post.sizes == [count + 3], "a message only of what there is no room for"
 
 
 @pytest.mark.parametrize("count", [7, 20_000])
-def test_a_wish_to_stop_is_heard_by_all_with_the_next_average(monkeypatch, tmp_path, count):
-    post, size = Post(monkeypatch, 2), 2 * 2 * 20_000 * 4
-    (tmp_path / "memory").write_bytes(bytes(size))
-    teams = [Team(rank, 2, SharedMemory(str(tmp_path / "memory"), size, 2)) for rank in range(2)]
+def test_a_wish_to_stop_is_heard_by_all_with_the_next_average(monkeypatch, shared, count):
+    post = Post(monkeypatch, 2)
+    teams = [Team(rank, 2, memory) for rank, memory in enumerate(shared(2))]
 
     def ask(rank):
         heard = []
@@ -192,18 +208,33 @@ def test_without_room_everything_goes_by_message(monkeypatch):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_path):
-    def given(path):
-        path[0] = str(tmp_path / "nowhere" / "memory")
+@pytest.mark.parametrize("missing", ["memory", "table"])
+def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_path, missing):
+    (tmp_path / "memory").write_bytes(bytes(2 * 2 * 20_000 * 4))
 
+    def given(told):
+        memory = tmp_path / ("no/where" if missing == "memory" else "memory")
+        told[0] = (str(memory), str(tmp_path / ("nowhere" if missing == "table" else "table")))
+
+    votes = []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
-    votes = []
     monkeypatch.setattr(
         torch.distributed, "all_reduce", lambda values: votes.append(float(values[0])) or values.mul_(2)
     )
-    assert SharedMemory.among(Team(1, 2), 20_000, CPU) is None
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "table"))
+        listening.listen(1)
+        assert SharedMemory.among(Team(1, 2), 20_000, CPU) is None
     assert votes == [0.0]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_who_waits_for_a_process_that_has_gone_is_told(shared, gone):
+    memories = shared(2)
+    memories[gone].close()
+    with pytest.raises(FailureError, match="another process of this training has gone"):
+        Team(1 - gone, 2, memories[1 - gone]).average_(torch.zeros(20_000))
 
 
 @pytest.mark.parametrize(
@@ -212,22 +243,20 @@ def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_pa
         (1, "1", 20_000, "cpu"),
         (2, "1", 20_000, "cpu"),
         (9, "9", 20_000, "cpu"),
-        (2, "2", 100, "cpu"),
         (2, "2", 20_000, "cuda"),
     ],
 )
 def test_memory_is_shared_only_where_it_helps(monkeypatch, world, local, count, device):
-    """By several processes, not too many, all on one machine, with enough to say, on a CPU; nobody is asked."""
+    """By several processes, not too many, all on one machine, on a CPU; nobody is asked."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", None)
     assert SharedMemory.among(Team(0, world), count, torch.device(device)) is None
 
 
-def test_processes_that_are_not_at_the_same_step_are_told(monkeypatch, tmp_path):
+def test_processes_that_are_not_at_the_same_step_are_told(monkeypatch, shared):
     """One averages its gradients, the other something shorter: without a word both would go on, each with its own."""
-    post, size = Post(monkeypatch, 2), 2 * 2 * 20_000 * 4
-    (tmp_path / "memory").write_bytes(bytes(size))
-    teams = [Team(rank, 2, SharedMemory(str(tmp_path / "memory"), size, 2)) for rank in range(2)]
+    post = Post(monkeypatch, 2)
+    teams = [Team(rank, 2, memory) for rank, memory in enumerate(shared(2))]
 
     def average(rank):
         with pytest.raises(FailureError, match="not at the same step"):

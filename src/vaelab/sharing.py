@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import final
 
 import torch
@@ -18,21 +22,22 @@ from vaelab.distributed import Team, failures
 class SharedMemory:
     """Room for some fp32 values of each process: to send megabytes to a neighbour takes ten times as long.
 
-    Values of one average lie in one half, those of the next in the other: who writes again into the first has heard
-    that all have read it.
+    Values of one average lie in one half, those of the next in the other, and they meet in between: who writes again
+    into the first half has met all others after they had read it.
 
     Args:
         path: of a file in memory, of ``size`` bytes.
         size: of both halves together.
         world: processes that write.
+        table: where they meet.
     """
 
-    LEAST = 16_384  # values: fewer take no longer as a message
     MOST = 8  # processes: each reads what all have written, and many would do better in turns
 
-    def __init__(self, path: str, size: int, world: int) -> None:
+    def __init__(self, path: str, size: int, world: int, table: Table) -> None:
         self._halves = torch.from_file(path, shared=True, size=size // 4).view(2, world, -1)
-        self._turn = 0
+        self._turn, self._table = 0, table
+        self.count = self._halves.shape[-1]
 
     @classmethod
     def among(cls, team: Team, count: int, device: torch.device) -> SharedMemory | None:
@@ -42,32 +47,115 @@ class SharedMemory:
             FailureError: if another process has gone.
         """
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(team.world)
-        worth = device.type == "cpu" and count >= cls.LEAST
-        if not (1 < team.world <= cls.MOST and one_machine and worth and hasattr(os, "memfd_create")):
+        able = device.type == "cpu" and hasattr(os, "memfd_create") and hasattr(socket, "AF_UNIX")
+        if not (1 < team.world <= cls.MOST and one_machine and able):
             return None
-        size, memory = 2 * team.world * count * 4, None
-        path: list[str | None] = [None]
+        size, memory, table = 2 * team.world * count * 4, None, None
+        given: list[tuple[str, str] | None] = [None]
         with contextlib.ExitStack() as stack:
+            listening = None
             if team.leads:
                 with contextlib.suppress(OSError):
                     # Without a name, so that nothing is left behind if a process is killed.
                     file = os.memfd_create("vaelab")
                     stack.callback(os.close, file)
                     os.posix_fallocate(file, 0, size)  # now, and not at the first write, which would be fatal
-                    path = [f"/proc/{os.getpid()}/fd/{file}"]
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaelab-"))  # of this user alone
+                    listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    listening.bind(address := str(Path(folder) / "table"))
+                    listening.listen(team.world)
+                    given = [(f"/proc/{os.getpid()}/fd/{file}", address)]
             with failures():
-                dist.broadcast_object_list(path)
-            if path[0] is not None:
-                with contextlib.suppress(RuntimeError):  # torch's, for a file that cannot be opened
-                    memory = cls(path[0], size, team.world)
-            return memory if team.agree(memory is not None) else None
-
-    def fits(self, values: Sequence[Tensor]) -> bool:
-        """Whether there is room for these, and it is worth it."""
-        fp32_on_cpu = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
-        return fp32_on_cpu and self.LEAST <= sum(len(value) for value in values) <= self._halves.shape[-1]
+                dist.broadcast_object_list(given)
+            if given[0] is not None:
+                path, address = given[0]
+                # RuntimeError: torch's, for a file that cannot be opened
+                with contextlib.suppress(RuntimeError, OSError):
+                    table = Table(leads=True) if team.leads else Table.at(address)
+                    memory = cls(path, size, team.world, table)
+            if not team.agree(memory is not None):
+                if table is not None:
+                    table.close()
+                return None
+            if listening is not None and table is not None:
+                table.seat(listening, team.world - 1)  # who wait there already
+            return memory
 
     def rows(self, count: int) -> Tensor:
-        """Where each process writes (world, count); another half at each call."""
-        self._turn = 1 - self._turn
+        """Where each process writes (world, count) until they meet, and reads until they meet again."""
         return self._halves[self._turn, :, :count]
+
+    def meet(self, *numbers: float) -> tuple[float, ...]:
+        """Wait until all processes have called this; the sums of their numbers.
+
+        Raises:
+            FailureError: if another process has gone.
+        """
+        self._turn = 1 - self._turn
+        return self._table.meet(numbers)
+
+    def close(self) -> None:
+        """Meet no more; whoever still waits for this process is told that it has gone."""
+        self._table.close()
+
+
+@final
+class Table:
+    """Where the processes of one machine meet: each has a socket to the one that leads, which has one to each.
+
+    That takes some microseconds, where a message by way of the network's layers may take a millisecond.
+
+    Args:
+        leads: whether this process does.
+        sockets: from the leading process to each of the others, or from another to the leading one.
+    """
+
+    def __init__(self, leads: bool, sockets: Sequence[socket.socket] = ()) -> None:
+        self._leads, self._sockets = leads, list(sockets)
+
+    @classmethod
+    def at(cls, address: str) -> Table:
+        """The table to which the leading process listens at ``address``."""
+        stream = socket.socket(socket.AF_UNIX)
+        try:
+            stream.connect(address)
+        except OSError:
+            stream.close()
+            raise
+        return cls(leads=False, sockets=[stream])
+
+    def seat(self, listening: socket.socket, count: int) -> None:
+        """Take in ``count`` others that have connected."""
+        self._sockets += [listening.accept()[0] for _ in range(count)]
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for stream in self._sockets:
+            stream.close()
+
+    def meet(self, numbers: Sequence[float]) -> tuple[float, ...]:
+        """Sum each of some numbers over all processes, exactly where their sums are exact in fp64.
+
+        Raises:
+            FailureError: if another process has gone.
+        """
+        form = struct.Struct(f"{len(numbers)}d")
+        with failures():
+            if not self._leads:
+                self._send(form.pack(*numbers))
+            sums = tuple(map(sum, zip(*(form.unpack(self._receive(s, form.size)) for s in self._sockets), strict=True)))
+            if self._leads:
+                sums = tuple(map(sum, zip(sums, numbers, strict=True)))
+                self._send(form.pack(*sums))
+        return sums
+
+    def _send(self, message: bytes) -> None:
+        for stream in self._sockets:
+            stream.sendall(message)
+
+    @staticmethod
+    def _receive(stream: socket.socket, size: int) -> bytes:
+        message = stream.recv(size, socket.MSG_WAITALL)
+        if len(message) < size:
+            raise ConnectionResetError("connection closed by peer")
+        return message

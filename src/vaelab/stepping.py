@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
 from vaelab.compiling import compile_errors, reason
-from vaelab.distributed import Team
+from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.products import by_onednn
@@ -37,6 +37,10 @@ from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 log = logging.getLogger("vaelab")
 
 Descend = Callable[[Sequence[str]], Tensor]
+
+
+_Function = Callable[..., Sequence[Tensor]]
+"""What the compiler makes: tensors in, tensors out."""
 
 
 class Step(Protocol):
@@ -105,7 +109,8 @@ class CompiledStep:
     Args:
         plain: the way that is traced.
         update: the optimizers' step, as part of the function; None leaves it to ``plain.descend``.
-        team: the processes. If they are several the optimizers' step is a second function, after averaging.
+        team: the processes. If they are several the optimizers' step is a second function, after averaging: where they
+            share memory, the first writes gradients there, and the second reads what all have written.
     """
 
     def __init__(self, plain: PlainStep, update: AdamUpdate | None = None, team: Team | None = None) -> None:
@@ -115,7 +120,7 @@ class CompiledStep:
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
         self._weights = _Weights(next(plain.model.parameters()).device)
         self._functions: dict[Objective, _Traced] = {}
-        self._descents: dict[tuple[str, ...], Callable[..., Sequence[Tensor]]] = {}
+        self._descents: dict[tuple[str, ...], _Function] = {}
         self._failed = False
 
     def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
@@ -127,10 +132,12 @@ class CompiledStep:
             if batch.x.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                *gradients, terms = traced.function(*self._inputs(objective, batch, traced.asked, noise))
-                if traced.descend is not None:
-                    self._team.average_(*gradients)
-                    (terms[-1],) = traced.descend(*gradients, *self._descent())
+                inputs = self._inputs(objective, batch, traced.asked, noise)
+                *gradients, terms = (
+                    traced.function(*inputs)
+                    if traced.descend is None
+                    else self._with_others(traced, traced.descend, inputs)
+                )
         except (CannotCompileError, *compile_errors()) as error:
             log.warning("training steps cannot be compiled (%s): slower without", reason(error))
             self._failed = True
@@ -143,6 +150,14 @@ class CompiledStep:
             parameter.grad = gradient
         terms[-1] = self.plain.descend(traced.names)
         return terms
+
+    def _with_others(self, traced: _Traced, descend: _Function, inputs: list[Tensor]) -> Sequence[Tensor]:
+        """Take one step with the other processes, and return its terms."""
+        room = self._room(traced.sizes)
+        (terms,) = traced.function(*inputs, *self._places(room, traced.sizes))
+        self._team.exchange_(room)
+        (terms[-1],) = descend(room, *self._descent())
+        return [terms]
 
     def _traced(self, objective: Objective, batch: Batch) -> _Traced:
         """The function for this objective: another one where more than its weights has changed (a sample count)."""
@@ -169,6 +184,14 @@ class CompiledStep:
         """What the optimizers' step reads where it is a function of its own, besides gradients."""
         return [*self._state.values(), *self._updates()]
 
+    def _room(self, sizes: Sequence[int]) -> Tensor:
+        """Where all processes' gradients are when they have exchanged them (R, count)."""
+        return _fixed(self._team.room(sum(sizes), next(self.plain.model.parameters())))
+
+    def _places(self, room: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Where the compiled function writes each parameter's gradient for the others."""
+        return [_fixed(place) for place in self._team.own(room).split(list(sizes))]
+
     def _agreed(self, objective: Objective, batch: Batch) -> _Traced:
         """The compiled functions; with several processes not before all have them, so that all take the same way."""
         if self._team.world == 1:
@@ -186,10 +209,14 @@ class CompiledStep:
 
     def _try(self, traced: _Traced, inputs: list[Tensor]) -> None:
         """Let torch compile the functions now, on copies of what they change."""
+        copies = [tensor.clone() for tensor in inputs]
         with torch.no_grad():
-            *gradients, _ = traced.function(*(tensor.clone() for tensor in inputs))
-            if traced.descend is not None:
-                traced.descend(*gradients, *(tensor.clone() for tensor in self._descent()))
+            if traced.descend is None:
+                traced.function(*copies)
+            else:
+                room = self._room(traced.sizes).clone()
+                traced.function(*copies, *self._places(room, traced.sizes))
+                traced.descend(room, *(tensor.clone() for tensor in self._descent()))
 
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
         names = list(self._state)
@@ -212,45 +239,45 @@ class CompiledStep:
                 dict(zip(names, state, strict=True)),
                 (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
             )
-            if self.update is not None and not self._apart:
-                norm = self.update(groups, gradients, list(given))
-                return [_stack(terms, norm)]
             found = list(itertools.chain(*gradients.values()))
-            if self._apart:
-                found = [torch.cat([gradient.flatten() for gradient in found])]
-            return [*found, _stack(terms, state[0].new_zeros(()))]
+            if self.update is None:
+                return [*found, _stack(terms, state[0].new_zeros(()))]
+            if not self._apart:
+                return [_stack(terms, self.update(groups, gradients, list(given)))]
+            for place, gradient in zip(given, found, strict=False):  # of the first trace there are no places yet
+                place.copy_(gradient.flatten())
+            return [_stack(terms, state[0].new_zeros(()))]
 
-        # Traced twice: the first time tells which noise is asked for, the second has it as inputs.
+        # Traced twice: the first time tells which noise is asked for and what is trained: inputs of the second.
         table = {**BATCH_NORM, **TANH} if batch.x.device.type == "cpu" else {}
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
-        graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
+        sizes = [parameter.numel() for name in trained for parameter in self.plain.groups[name]]
+        places = self._places(self._room(sizes), sizes) if self._apart else []
+        graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None), *places)
         if prefers_onednn(batch.x.device):
             by_onednn(graph)
         if self._apart and trained not in self._descents:
-            self._descents[trained] = self._compile_descent(trained)
-        return _Traced(self._made(graph), asked, trained, self._descents.get(trained))
+            self._descents[trained] = self._compile_descent(trained, sizes)
+        return _Traced(self._made(graph), asked, trained, sizes, self._descents.get(trained))
 
-    def _compile_descent(self, trained: Sequence[str]) -> Callable[..., Sequence[Tensor]]:
-        """The optimizers' step, from all gradients in one tensor, as a function; it returns the largest norm."""
-        update = cast(AdamUpdate, self.update)
+    def _compile_descent(self, trained: Sequence[str], sizes: list[int]) -> _Function:
+        """The optimizers' step, from rows whose mean is the gradient, as a function; it returns the largest norm."""
+        update, state = cast(AdamUpdate, self.update), len(self._state)
 
-        def descend(flat: Tensor, *inputs: Tensor) -> list[Tensor]:
-            groups = self._grouped(inputs[: len(self._state)])
-            ordered = [parameter for name in trained for parameter in groups[name]]
-            pieces = iter(flat.split([parameter.numel() for parameter in ordered]))
+        def descend(rows: Tensor, *inputs: Tensor) -> list[Tensor]:
+            groups = self._grouped(inputs[:state])
+            pieces = iter(mean_of(rows).split(sizes))
             gradients = {name: [next(pieces).view_as(p) for p in groups[name]] for name in trained}
-            return [update(groups, gradients, list(inputs[len(self._state) :]))]
+            return [update(groups, gradients, list(inputs[state:]))]
 
-        count = sum(parameter.numel() for name in trained for parameter in self.plain.groups[name])
-        flat = torch.zeros(count, device=next(self.plain.model.parameters()).device)
-        return self._made(make_fx(descend, tracing_mode="fake")(flat, *self._descent()))
+        return self._made(make_fx(descend, tracing_mode="fake")(self._room(sizes), *self._descent()))
 
     def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Of all parameters and buffers, those of each group."""
         number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
         return {name: [state[number[id(p)]] for p in group] for name, group in self.plain.groups.items()}
 
-    def _made(self, graph: GraphModule) -> Callable[..., Sequence[Tensor]]:
+    def _made(self, graph: GraphModule) -> _Function:
         """A traced graph, compiled at its first call."""
         # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
         # to be torch's, not the compiler's.
@@ -258,19 +285,35 @@ class CompiledStep:
         if next(self.plain.model.parameters()).is_cuda:  # all is launched at once; what changes in place stays
             options["triton.cudagraphs"] = True
             for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
-                torch._dynamo.mark_static_address(tensor, guard=False)
+                _fixed(tensor)
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
+
+
+def _fixed(tensor: Tensor) -> Tensor:
+    """On a GPU, let the compiler know that a tensor is always in this place, and may be written to."""
+    if tensor.is_cuda:
+        torch._dynamo.mark_static_address(tensor, guard=False)
+    return tensor
 
 
 @final
 @dataclass(frozen=True)
 class _Traced:
-    """A compiled function, the noise that it asks for, the groups that it trains, and their step if that is apart."""
+    """What is compiled of a step.
 
-    function: Callable[..., Sequence[Tensor]]
+    Args:
+        function: from pixels to terms, and to gradients or new weights.
+        asked: the noise that it reads.
+        names: the groups that it trains.
+        sizes: how many numbers each of their parameters has.
+        descend: the step of their optimizers, if that is apart.
+    """
+
+    function: _Function
     asked: list[_Request]
     names: tuple[str, ...]
-    descend: Callable[..., Sequence[Tensor]] | None
+    sizes: list[int]
+    descend: _Function | None
 
 
 class _Losses(nn.Module):
