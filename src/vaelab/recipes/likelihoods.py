@@ -65,8 +65,8 @@ def burda_dreg() -> Run:
     return dataclasses.replace(
         burda_iwae(),
         recipe="burda-dreg",
-        objective=DReG(num_samples=50, warm_samples=(1, 5), warm_epochs=(150, 400), backward_samples=8),
-        training=Training(epochs=800, batch_size=100, init="glorot"),
+        objective=DReG(num_samples=50, warm_samples=(1, 5), warm_epochs=(100, 850), backward_samples=8),
+        training=Training(epochs=1250, batch_size=100, init="glorot"),
         bf16_gap=0.044,  # benchmarks/results/time-burda-dreg.json
     )
 
