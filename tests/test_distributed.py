@@ -84,6 +84,7 @@ def test_two_processes_with_compiled_steps_train_the_same_model(alone, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "compiling the training step" in done.stderr
     assert "slower without" not in done.stderr
+    assert "2 processes, which share memory" in done.stderr
     assert_same_trace(alone, tmp_path / "run")
     assert_same_weights(alone, tmp_path / "run")
 
@@ -211,22 +212,55 @@ def test_without_room_everything_goes_by_message(monkeypatch):
 @pytest.mark.parametrize("missing", ["memory", "table"])
 def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_path, missing):
     (tmp_path / "memory").write_bytes(bytes(2 * 2 * 20_000 * 4))
-
-    def given(told):
-        memory = tmp_path / ("no/where" if missing == "memory" else "memory")
-        told[0] = (str(memory), str(tmp_path / ("nowhere" if missing == "table" else "table")))
-
     votes = []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
     monkeypatch.setattr(
         torch.distributed, "all_reduce", lambda values: votes.append(float(values[0])) or values.mul_(2)
     )
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "table"))
+        listening.bind("")
         listening.listen(1)
+
+        def given(told):
+            memory = tmp_path / ("no/where" if missing == "memory" else "memory")
+            told[0] = (str(memory), b"\0nobody" if missing == "table" else listening.getsockname())
+
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
+        before = os.listdir("/proc/self/fd")
         assert SharedMemory.among(Team(1, 2), 20_000, CPU) is None
+        assert os.listdir("/proc/self/fd") == before
     assert votes == [0.0]
+
+
+def test_only_this_users_processes_are_met(monkeypatch):
+    users = iter([os.getuid() + 1, os.getuid()])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("")
+        listening.listen(2)
+        stranger, friend = (Table.at(listening.getsockname()) for _ in range(2))
+        leader = Table(leads=True)
+        monkeypatch.setattr(os, "getuid", lambda: next(users))
+        leader.seat(listening, 1)
+    with contextlib.closing(stranger), contextlib.closing(friend), contextlib.closing(leader):
+        with ThreadPoolExecutor(1) as pool:
+            met = pool.submit(friend.meet, [1.0, 2.0])
+            assert leader.meet([3.0, 4.0]) == met.result() == (4.0, 6.0)
+        with pytest.raises(FailureError, match="another process of this training has gone"):
+            stranger.meet([1.0, 2.0])
+
+
+def test_rows_are_for_one_exchange(monkeypatch, shared):
+    """Later another process may still read what was written there."""
+    post = Post(monkeypatch, 2)
+    teams = [Team(rank, 2, memory) for rank, memory in enumerate(shared(2))]
+
+    def exchange(rank):
+        teams[rank].exchange_(rows := teams[rank].rows(10, torch.zeros(())))
+        with pytest.raises(ValueError, match="an exchange before"):
+            teams[rank].exchange_(rows)
+        return True
+
+    assert post.each(exchange) == [True, True]
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -253,14 +287,15 @@ def test_memory_is_shared_only_where_it_helps(monkeypatch, world, local, count, 
     assert SharedMemory.among(Team(0, world), count, torch.device(device)) is None
 
 
-def test_processes_that_are_not_at_the_same_step_are_told(monkeypatch, shared):
-    """One averages its gradients, the other something shorter: without a word both would go on, each with its own."""
+@pytest.mark.parametrize("other", [19_999, 20_001])
+def test_processes_that_are_not_at_the_same_step_are_told(monkeypatch, shared, other):
+    """One averages its gradients, the other something else, for which there may be no room in the shared memory."""
     post = Post(monkeypatch, 2)
     teams = [Team(rank, 2, memory) for rank, memory in enumerate(shared(2))]
 
     def average(rank):
         with pytest.raises(FailureError, match="not at the same step"):
-            teams[rank].average_(torch.zeros(20_000 - rank))
+            teams[rank].average_(torch.zeros((20_000, other)[rank]))
         return True
 
     assert post.each(average) == [True, True]
@@ -281,8 +316,11 @@ def test_batch_norm_and_dropout_train_too_and_all_keep_the_same_running_means(tm
     assert losses[1] < losses[0]
 
 
-def test_several_nodes(alone, tmp_path):
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_several_nodes(alone, tmp_path, compile):
     """Two launchers with a process each, as on two machines."""
+    if compile == "on" and not can_compile(CPU):
+        pytest.skip("no C++ compiler here")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -290,14 +328,16 @@ def test_several_nodes(alone, tmp_path):
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank), "--master-addr",
              "127.0.0.1", "--master-port", str(port), "-m", "vaelab", "train", *FLAGS, "--epochs", "3",
-             "--clip-norm", "5", "--out", str(tmp_path / "run")],
+             "--clip-norm", "5", "--compile", compile, "--out", str(tmp_path / "run")],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
-    for launcher in launchers:
-        _, errors = launcher.communicate(timeout=300)
-        assert launcher.returncode == 0, errors
+    said = [launcher.communicate(timeout=300)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert "2 processes, which send each other messages" in said[0]
+    assert ("compiling the training step" in said[0]) == (compile == "on")
+    assert "slower without" not in "".join(said)
     assert_same_trace(alone, tmp_path / "run")
 
 

@@ -22,17 +22,16 @@ from vaelab.errors import FailureError
 T = TypeVar("T")
 
 
+class LostProcessError(FailureError):
+    """Another process of the training has ended, or cannot be reached."""
+
+
 def leads() -> bool:
     """Whether this process is the one that prints and writes: the first that torchrun has started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def several() -> bool:
-    """Whether torchrun has started several processes."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-class Room(Protocol):
+class Memory(Protocol):
     """Memory that all processes write into and read."""
 
     count: int
@@ -61,9 +60,10 @@ class Team:
         memory: what the processes of one machine share; None sends everything as messages.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, memory: Room | None = None) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, memory: Memory | None = None) -> None:
         self.rank, self.world, self.memory = rank, world, memory
-        self._wish, self._heard = 0.0, torch.zeros(())
+        self._wish = 0.0
+        self._heard: float | Tensor = 0.0
         self._messages: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -97,18 +97,19 @@ class Team:
         """
         if self.world == 1:
             return
-        flat = torch.cat([value.flatten() for value in values])
-        room = self.room(len(flat), flat)
-        self.own(room).copy_(flat)
-        self.exchange_(room)
-        for value, piece in zip(values, mean_of(room).split([value.numel() for value in values]), strict=True):
+        sizes = [value.numel() for value in values]
+        rows = self.rows(sum(sizes), values[0])
+        torch.cat([value.flatten() for value in values], out=self.own(rows))
+        self.exchange_(rows)
+        for value, piece in zip(values, mean_of(rows).split(sizes), strict=True):
             value.copy_(piece.view_as(value))
 
-    def room(self, count: int, like: Tensor) -> Tensor:
+    def rows(self, count: int, like: Tensor) -> Tensor:
         """Where ``count`` values of each process go that are to be averaged (R, count), of this type and device.
 
-        Each writes its ``own`` row; after ``exchange_`` the mean of all R rows is that of the processes. Where they
-        share memory, R is their number; where they send messages there is one row.
+        Each process writes its ``own`` row; after ``exchange_`` the mean of all R is that of the processes. Where they
+        share memory, R is their number; where they send messages there is one row. They are for one exchange: the next
+        asks again.
         """
         fp32_on_cpu = like.dtype == torch.float32 and like.device.type == "cpu"
         if self.memory is not None and fp32_on_cpu and count <= self.memory.count:
@@ -118,31 +119,40 @@ class Team:
             self._messages[kind] = torch.zeros(count + 2, dtype=like.dtype, device=like.device)
         return self._messages[kind][None, :count]
 
-    def own(self, room: Tensor) -> Tensor:
-        """The row (count,) of a room that this process writes."""
-        return room[self.rank if len(room) > 1 else 0]
+    def own(self, rows: Tensor) -> Tensor:
+        """The row (count,) that this process writes."""
+        return rows[self.rank if len(rows) > 1 else 0]
 
-    def exchange_(self, room: Tensor) -> None:
-        """Wait until all have written their rows of this room.
+    def exchange_(self, rows: Tensor) -> None:
+        """Wait until all processes have written their rows; a row that is sent becomes their mean.
 
         Raises:
             FailureError: if another process has gone, or exchanges something else.
         """
-        count = room.shape[1]
+        count, shared = rows.shape[1], len(rows) > 1
         about = self._wish, float(count % 2**12)  # tells counts apart; sums are exact in fp32
-        if len(room) > 1 and self.memory is not None:
+        if self.memory is not None:
+            if shared and rows.data_ptr() != self.memory.rows(count).data_ptr():
+                raise ValueError("these rows are of an exchange before: another process may still read them")
+            # Whichever way the values go: who has others to exchange is met here too, and not waited for elsewhere.
             wishes, counted = self.memory.meet(*about)
-            self._heard = torch.tensor(wishes)
-        else:
-            message = self._messages[count, room.dtype, room.device]
+            self._hear(wishes, counted, count)
+        if not shared:
+            message = self._messages[count, rows.dtype, rows.device]
             message[-2:] = torch.tensor(about)
             with failures():
                 dist.all_reduce(message)
-            self._heard, counted = message[-2:].clone()
-            room /= self.world
-        if not room.is_cuda and counted != about[1] * self.world:  # a GPU would have to be waited for
+            if rows.is_cuda:  # which would have to be waited for
+                self._heard = message[-2].clone()
+            else:
+                self._hear(float(message[-2]), float(message[-1]), count)
+            rows /= self.world
+
+    def _hear(self, wishes: float, counted: float, count: int) -> None:
+        if counted != count % 2**12 * self.world:
             raise FailureError("the processes of this training are not at the same step: start them all again, "
                                "with --resume")  # fmt: skip
+        self._heard = wishes
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average the gradients of some parameters, all in one message.
@@ -187,7 +197,7 @@ def team(device: torch.device) -> Generator[Team]:
     Raises:
         FailureError: if the others cannot be reached.
     """
-    if not several():
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Team()
         return
     with failures():
@@ -208,7 +218,7 @@ def failures() -> Generator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise FailureError(
+        raise LostProcessError(
             f"another process of this training has gone ({str(error).splitlines()[0]}): start them all again, "
             "with --resume"
         ) from error
@@ -216,4 +226,4 @@ def failures() -> Generator[None]:
 
 def mean_of(rows: Tensor) -> Tensor:
     """The mean of the rows (R, C), of two in a quarter of the time that torch's takes."""
-    return functools.reduce(torch.add, rows.unbind()) / len(rows)
+    return rows[0] if len(rows) == 1 else functools.reduce(torch.add, rows.unbind()).div_(len(rows))

@@ -6,9 +6,8 @@ import contextlib
 import os
 import socket
 import struct
-import tempfile
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
 import torch
@@ -47,11 +46,11 @@ class SharedMemory:
             FailureError: if another process has gone.
         """
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(team.world)
-        able = device.type == "cpu" and hasattr(os, "memfd_create") and hasattr(socket, "AF_UNIX")
+        able = device.type == "cpu" and sys.platform == "linux"
         if not (1 < team.world <= cls.MOST and one_machine and able):
             return None
         size, memory, table = 2 * team.world * count * 4, None, None
-        given: list[tuple[str, str] | None] = [None]
+        given: list[tuple[str, bytes] | None] = [None]
         with contextlib.ExitStack() as stack:
             listening = None
             if team.leads:
@@ -60,11 +59,10 @@ class SharedMemory:
                     file = os.memfd_create("vaelab")
                     stack.callback(os.close, file)
                     os.posix_fallocate(file, 0, size)  # now, and not at the first write, which would be fatal
-                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaelab-"))  # of this user alone
                     listening = stack.enter_context(socket.socket(socket.AF_UNIX))
-                    listening.bind(address := str(Path(folder) / "table"))
+                    listening.bind("")  # Linux chooses an address that is no file
                     listening.listen(team.world)
-                    given = [(f"/proc/{os.getpid()}/fd/{file}", address)]
+                    given = [(f"/proc/{os.getpid()}/fd/{file}", listening.getsockname())]
             with failures():
                 dist.broadcast_object_list(given)
             if given[0] is not None:
@@ -114,7 +112,7 @@ class Table:
         self._leads, self._sockets = leads, list(sockets)
 
     @classmethod
-    def at(cls, address: str) -> Table:
+    def at(cls, address: bytes) -> Table:
         """The table to which the leading process listens at ``address``."""
         stream = socket.socket(socket.AF_UNIX)
         try:
@@ -125,8 +123,15 @@ class Table:
         return cls(leads=False, sockets=[stream])
 
     def seat(self, listening: socket.socket, count: int) -> None:
-        """Take in ``count`` others that have connected."""
-        self._sockets += [listening.accept()[0] for _ in range(count)]
+        """Take in ``count`` others that have connected, but nobody else: any user of the machine can."""
+        user = struct.Struct("3i")
+        while len(self._sockets) < count:
+            stream = listening.accept()[0]
+            _, uid, _ = user.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, user.size))
+            if uid == os.getuid():
+                self._sockets.append(stream)
+            else:
+                stream.close()
 
     def close(self) -> None:
         """Close all sockets."""
@@ -143,11 +148,12 @@ class Table:
         with failures():
             if not self._leads:
                 self._send(form.pack(*numbers))
-            sums = tuple(map(sum, zip(*(form.unpack(self._receive(s, form.size)) for s in self._sockets), strict=True)))
-            if self._leads:
-                sums = tuple(map(sum, zip(sums, numbers, strict=True)))
-                self._send(form.pack(*sums))
-        return sums
+            heard = [form.unpack(self._receive(stream, form.size)) for stream in self._sockets]
+            if not self._leads:
+                return heard[0]
+            sums = tuple(map(sum, zip(numbers, *heard, strict=True)))
+            self._send(form.pack(*sums))
+            return sums
 
     def _send(self, message: bytes) -> None:
         for stream in self._sockets:

@@ -153,10 +153,10 @@ class CompiledStep:
 
     def _with_others(self, traced: _Traced, descend: _Function, inputs: list[Tensor]) -> Sequence[Tensor]:
         """Take one step with the other processes, and return its terms."""
-        room = self._room(traced.sizes)
-        (terms,) = traced.function(*inputs, *self._places(room, traced.sizes))
-        self._team.exchange_(room)
-        (terms[-1],) = descend(room, *self._descent())
+        rows = self._rows(traced.sizes)
+        (terms,) = traced.function(*inputs, *self._places(rows, traced.sizes))
+        self._team.exchange_(rows)
+        (terms[-1],) = descend(rows, *self._descent())
         return [terms]
 
     def _traced(self, objective: Objective, batch: Batch) -> _Traced:
@@ -184,13 +184,17 @@ class CompiledStep:
         """What the optimizers' step reads where it is a function of its own, besides gradients."""
         return [*self._state.values(), *self._updates()]
 
-    def _room(self, sizes: Sequence[int]) -> Tensor:
-        """Where all processes' gradients are when they have exchanged them (R, count)."""
-        return _fixed(self._team.room(sum(sizes), next(self.plain.model.parameters())))
+    def _rows(self, sizes: Sequence[int]) -> Tensor:
+        """Rows whose mean is the gradient when the processes have exchanged them (R, count)."""
+        return _mark_fixed(self._team.rows(sum(sizes), next(self.plain.model.parameters())))
 
-    def _places(self, room: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Where the compiled function writes each parameter's gradient for the others."""
-        return [_fixed(place) for place in self._team.own(room).split(list(sizes))]
+    def _places(self, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Where the compiled function writes the gradients: a place for each parameter, on a GPU one for all.
+
+        CUDA graphs want what they write to begin at a multiple of 16 bytes.
+        """
+        own = self._team.own(rows)
+        return [_mark_fixed(own)] if own.is_cuda else list(own.split(list(sizes)))
 
     def _agreed(self, objective: Objective, batch: Batch) -> _Traced:
         """The compiled functions; with several processes not before all have them, so that all take the same way."""
@@ -214,9 +218,10 @@ class CompiledStep:
             if traced.descend is None:
                 traced.function(*copies)
             else:
-                room = self._room(traced.sizes).clone()
-                traced.function(*copies, *self._places(room, traced.sizes))
-                traced.descend(room, *(tensor.clone() for tensor in self._descent()))
+                rows = self._rows(traced.sizes)
+                like = torch.empty_strided(rows.shape, rows.stride()).zero_()
+                traced.function(*copies, *self._places(like, traced.sizes))
+                traced.descend(like, *(tensor.clone() for tensor in self._descent()))
 
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
         names = list(self._state)
@@ -244,7 +249,10 @@ class CompiledStep:
                 return [*found, _stack(terms, state[0].new_zeros(()))]
             if not self._apart:
                 return [_stack(terms, self.update(groups, gradients, list(given)))]
-            for place, gradient in zip(given, found, strict=False):  # of the first trace there are no places yet
+            places = list(given)  # none in the first trace
+            if len(places) == 1:
+                found = [torch.cat([gradient.flatten() for gradient in found])]
+            for place, gradient in zip(places, found, strict=False):
                 place.copy_(gradient.flatten())
             return [_stack(terms, state[0].new_zeros(()))]
 
@@ -252,7 +260,7 @@ class CompiledStep:
         table = {**BATCH_NORM, **TANH} if batch.x.device.type == "cpu" else {}
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         sizes = [parameter.numel() for name in trained for parameter in self.plain.groups[name]]
-        places = self._places(self._room(sizes), sizes) if self._apart else []
+        places = self._places(self._rows(sizes), sizes) if self._apart else []
         graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None), *places)
         if prefers_onednn(batch.x.device):
             by_onednn(graph)
@@ -270,7 +278,7 @@ class CompiledStep:
             gradients = {name: [next(pieces).view_as(p) for p in groups[name]] for name in trained}
             return [update(groups, gradients, list(inputs[state:]))]
 
-        return self._made(make_fx(descend, tracing_mode="fake")(self._room(sizes), *self._descent()))
+        return self._made(make_fx(descend, tracing_mode="fake")(self._rows(sizes), *self._descent()))
 
     def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Of all parameters and buffers, those of each group."""
@@ -285,11 +293,11 @@ class CompiledStep:
         if next(self.plain.model.parameters()).is_cuda:  # all is launched at once; what changes in place stays
             options["triton.cudagraphs"] = True
             for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
-                _fixed(tensor)
+                _mark_fixed(tensor)
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
 
 
-def _fixed(tensor: Tensor) -> Tensor:
+def _mark_fixed(tensor: Tensor) -> Tensor:
     """On a GPU, let the compiler know that a tensor is always in this place, and may be written to."""
     if tensor.is_cuda:
         torch._dynamo.mark_static_address(tensor, guard=False)

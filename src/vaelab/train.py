@@ -22,7 +22,7 @@ from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset
 from vaelab.data.sources import NAMED
-from vaelab.distributed import leads, several, team
+from vaelab.distributed import LostProcessError, leads, team
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.loading import load_data, require_same_data
@@ -242,8 +242,8 @@ def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generato
     """Turn Ctrl-C and a termination signal into an event that is looked at between two steps.
 
     In the middle of a step the weights could be new and the optimizer's moments old: such a state cannot be resumed.
-    A second Ctrl-C stops at once. Only the main thread may set handlers; elsewhere nothing changes. If one process of
-    several fails, a termination signal stays without effect.
+    A second Ctrl-C stops at once. Only the main thread may set handlers; elsewhere nothing changes. When another
+    process is lost, a termination signal stays without effect.
     """
     event = threading.Event()
     if not enabled or threading.current_thread() is not threading.main_thread():
@@ -260,9 +260,8 @@ def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generato
         signal.signal(number, ask)
     try:
         yield event
-    except FailureError:
-        if several():  # torchrun ends all when one has gone: its signal is not to come before the line that says why
-            before.pop(signal.SIGTERM, None)
+    except LostProcessError:  # torchrun ends all when one has gone: not before the line that says why
+        before.pop(signal.SIGTERM, None)
         raise
     finally:
         for number, handler in before.items():

@@ -119,6 +119,9 @@ class Trainer:
         self.zero = torch.zeros((), device=device)
         trained = sum(parameter.numel() for group in self.groups.values() for parameter in group)
         self.team.memory = SharedMemory.among(self.team, trained, device)
+        if self.team.world > 1:
+            way = "share memory" if self.team.memory else "send each other messages"
+            log.info("%d processes, which %s", self.team.world, way)
         self.order = torch.empty(0)
         self._way: Step | None = None
 
