@@ -419,6 +419,15 @@ class Pair:
     def average_gradients(self, parameters):
         self.average_(*(parameter.grad for parameter in parameters))
 
+    def rows(self, count, like):
+        return torch.zeros(1, count, dtype=like.dtype)
+
+    def own(self, rows):
+        return rows[0]
+
+    def exchange_(self, rows):
+        self.averaged.append(rows.numel())
+
     def agree(self, able):
         self.votes.append(able)
         return able and self.other
@@ -450,9 +459,12 @@ def plain_step(objective, team):
 
 
 @needs_compiler
+@pytest.mark.parametrize("places", ["each", "one"])
 @pytest.mark.parametrize("objective", [ELBO(), PIWAE(2, 2)], ids=["one-group", "two-groups"])
-def test_with_several_processes_the_optimizers_step_is_a_function_of_its_own(objective, monkeypatch):
+def test_with_several_processes_the_optimizers_step_is_a_function_of_its_own(objective, places, monkeypatch):
     """Two compiled functions, between them one average of all gradients, and the numbers of the plain step."""
+    if places == "one":  # for all parameters, as on a GPU
+        monkeypatch.setattr(CompiledStep, "_places", lambda self, rows, sizes: [rows[0]])
     plain, _ = plain_step(objective, team := Pair())
     expected = steps_of(plain, plain.model, plain.networks, objective)
     count = sum(parameter.numel() for parameter in plain.model.parameters())
@@ -483,7 +495,7 @@ def test_all_processes_step_plainly_where_one_cannot_compile(who, monkeypatch, c
     if who == "own":
         monkeypatch.setattr(CompiledStep, "_made", fail)
     if who == "second":
-        monkeypatch.setattr(CompiledStep, "_compile_descent", lambda self, trained: fail)
+        monkeypatch.setattr(CompiledStep, "_compile_descent", lambda self, trained, sizes: fail)
     assert torch.equal(torch.stack(steps_of(compiled, twin.model, twin.networks, objective)), torch.stack(expected))
     assert team.votes == [who == "other"]
     assert len(team.averaged) == 3

@@ -213,8 +213,8 @@ class CompiledStep:
 
     def _try(self, traced: _Traced, inputs: list[Tensor]) -> None:
         """Let torch compile the functions now, on copies of what they change."""
-        copies = [tensor.clone() for tensor in inputs]
         with torch.no_grad():
+            copies = [tensor.clone() for tensor in inputs]
             if traced.descend is None:
                 traced.function(*copies)
             else:
