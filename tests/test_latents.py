@@ -317,6 +317,15 @@ def test_a_two_sample_test_is_close_to_the_best_classifier_and_never_better(kind
     assert best_accuracy(kind) - short < test.value < best_accuracy(kind) + 3.5 * test.stderr
 
 
+def test_the_order_of_the_codes_does_not_tell_them_from_the_prior():
+    """Halves of sorted codes are nothing like each other; all of them together are the prior's."""
+    z = np.random.default_rng(0).standard_normal((2000, 2))
+    test = classifiers.two_sample_test(
+        same_as(z[np.argsort(z[:, 0])], np.random.default_rng(1).standard_normal(z.shape)), ""
+    )
+    assert abs(test.value - 0.5) < 3 * test.stderr
+
+
 def test_a_two_sample_test_raises_no_false_alarm_and_is_fixed():
     scores = []
     for seed in range(20):
