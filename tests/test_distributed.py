@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaelab import recipes
 from vaelab.compiling import can_compile
-from vaelab.distributed import Team
+from vaelab.config import override
+from vaelab.distributed import LostProcessError, Team
 from vaelab.errors import FailureError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory, Table
+from vaelab.train import fit
+from vaelab.trainer import Trainer
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -365,6 +369,26 @@ def test_a_process_that_is_killed_ends_the_training_and_others_go_on_with_it(alo
     assert again.returncode == 0, again.stderr
     assert_same_trace(alone, out)
     assert_same_weights(alone, out)
+
+
+@pytest.mark.parametrize("error", [LostProcessError, FailureError])
+def test_the_line_about_a_lost_process_is_not_cut_off_by_the_signal_that_follows(tmp_path, monkeypatch, error):
+    """torchrun ends all processes when one has gone; after any other failure the signal means what it meant before."""
+    calls = []
+
+    def lose(trainer):
+        calls.append(trainer.step)
+        raise error("gone")
+
+    monkeypatch.setattr(Trainer, "train_step", lose)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(error, match=r"gone; no checkpoint had been saved yet"):
+            fit(override(recipes.mlp(), data="digits", epochs=1), out=tmp_path / "run")
+        assert (signal.getsignal(signal.SIGTERM) == before) == (error is FailureError)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == [0]
 
 
 def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path):

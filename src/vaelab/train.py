@@ -176,7 +176,8 @@ def _train(
         kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else nothing
         if isinstance(error, NotFiniteError):
             folder.write_failure(error, None if saved is None else saved["step"])
-        raise FailureError(f"{error}; {kept}") from error
+        kind = LostProcessError if isinstance(error, LostProcessError) else FailureError
+        raise kind(f"{error}; {kept}") from error
     if trainer.best is None:
         log.info("annealing and warm-up had not ended when the run did: its last weights are taken as its best")
         if folder is not None:
