@@ -1,6 +1,7 @@
 """The tables in docs/ and README.md, made from the committed JSON.
 
     python benchmarks/tables.py collect RUN ...   copy what an evaluated run measured to benchmarks/results/mnist/
+    python benchmarks/tables.py collect RUN=NAME  the same of a recipe with other settings, under another name
     python benchmarks/tables.py render            write the tables into the pages, between their markers
 
 A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between is replaced.
@@ -34,9 +35,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md",
          "docs/performance.md", "docs/parts.md")  # fmt: skip
 
+VARIANTS = {"burda-dreg-short": "burda-dreg"}
+"""Recipes that were measured with other settings too, by the name of the result."""
 
-def collect(path: Path) -> None:
-    """Copy what a run measured on the test split, and what the doctor says of it."""
+
+def collect(path: Path, name: str = "") -> None:
+    """Copy what a run measured on the test split, and what the doctor says of it; its recipe is the name's default."""
     folder = RunFolder.open(path)
     measured = json.loads((path / "metrics.json").read_text())
     if "test" not in measured["splits"]:
@@ -67,8 +71,8 @@ def collect(path: Path) -> None:
         "test": measured["splits"]["test"],
         "doctor": [dataclasses.asdict(finding) for finding in findings],
     }
-    name = folder.run.recipe if refit is None else f"{folder.run.recipe}-{refit['after']['prior']}"
-    write_json(RESULTS / "mnist" / f"{name}.json", result)
+    default = folder.run.recipe if refit is None else f"{folder.run.recipe}-{refit['after']['prior']}"
+    write_json(RESULTS / "mnist" / f"{name or default}.json", result)
 
 
 def curve(history: list[dict[str, Any]], points: int = 10) -> list[dict[str, float]]:
@@ -132,7 +136,7 @@ def recipes_table() -> str:
 def commands_table() -> str:
     """How each recipe's numbers were made."""
     rows = ["| recipe | command | best epoch | images/s | parameters | machine |", "|---|---|---|---|---|---|"]
-    for name in RECIPES:
+    for name in (*RECIPES, *VARIANTS):
         result = _load(f"mnist/{name}")
         if result is not None:
             resolved = result["resolved"]
@@ -333,7 +337,7 @@ def published_table() -> str:
     heads = ("recipe", "IWAE k", "published", "measured", "active units: published", "measured", "epochs", "minutes",
              "of processor time")  # fmt: skip
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, entry in RECIPES.items():
+    for name, entry in [*RECIPES.items(), *((name, RECIPES[of]) for name, of in VARIANTS.items())]:
         found = [key for key in entry.published if key.startswith("nll_")]
         result = _load(f"mnist/{name}")
         if not found or result is None:
@@ -578,7 +582,8 @@ def _load(name: str) -> dict[str, Any] | None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collect"] and len(sys.argv) > 2:
         for argument in sys.argv[2:]:
-            collect(Path(argument))
+            path, _, name = argument.partition("=")
+            collect(Path(path), name)
     elif sys.argv[1:] == ["render"]:
         render()
     else:
