@@ -40,7 +40,7 @@ VARIANTS = {"burda-dreg-short": "burda-dreg"}
 
 
 def collect(path: Path, name: str = "") -> None:
-    """Copy what a run measured on the test split, and what the doctor says of it; its recipe is the name's default."""
+    """Copy what a run measured on the test split, and what the doctor says of it, under a name or its recipe's."""
     folder = RunFolder.open(path)
     measured = json.loads((path / "metrics.json").read_text())
     if "test" not in measured["splits"]:

@@ -46,7 +46,7 @@ class SharedMemory:
             FailureError: if another process has gone.
         """
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(team.world)
-        able = device.type == "cpu" and sys.platform == "linux"
+        able = device.type == "cpu" and sys.platform == "linux" and hasattr(os, "memfd_create")
         if not (1 < team.world <= cls.MOST and one_machine and able):
             return None
         size, memory, table = 2 * team.world * count * 4, None, None
