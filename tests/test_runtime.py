@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaelab import schedules
+from vaelab.config import override
 from vaelab.errors import UsageError
+from vaelab.recipes import recipe
 from vaelab.runtime import (
     RowNoise,
     StepNoise,
@@ -22,6 +24,8 @@ from vaelab.runtime import (
     resolve_device,
     resolve_precision,
 )
+from vaelab.train import fit
+from vaelab.trainer import Trainer
 
 
 def test_noise_depends_on_seed_stream_and_step_alone():
@@ -72,11 +76,11 @@ def test_epoch_order_is_a_permutation_that_changes_every_epoch():
 
 def test_precision_is_proven_before_auto_takes_it(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("vaelab.runtime._cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr("vaelab.runtime.cpu_flags", lambda: {"amx_bf16"})
     assert resolve_precision("auto", cpu, None) == "fp32"
     assert resolve_precision("auto", cpu, 0.31) == "fp32"
     assert resolve_precision("auto", cpu, -0.05) == "bf16"
-    monkeypatch.setattr("vaelab.runtime._cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr("vaelab.runtime.cpu_flags", lambda: {"avx2"})
     assert resolve_precision("auto", cpu, -0.05) == "fp32"
     assert resolve_precision("bf16", cpu, None) == "bf16"
 
@@ -144,3 +148,43 @@ print(faults() - before)
         for keep in (True, False)
     )  # fmt: skip
     assert kept < taken / 10
+
+
+FLUSHED = """
+import torch
+from vaelab.runtime import denormals_flushed
+torch.set_num_threads(2)
+x = torch.full((1_000_000,), 1e-30)
+tiny = lambda: int((x * 1e-10 != 0).sum())
+print(tiny())  # this starts torch's threads
+with denormals_flushed():
+    print(tiny(), int((x * 1e-7 != 0).sum()))
+    with denormals_flushed():
+        torch.set_num_threads(4)
+    print(tiny())
+print(tiny())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="other processors are fast at it")
+def test_denormals_are_zero_inside_of_the_block_in_all_threads():
+    """In those that were there before, and in those that come later; what is small and normal stays."""
+    done = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1000000", "0", "1000000", "0", "1000000"]
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor has no such setting")
+def test_a_trainings_steps_flush_them_and_nothing_else_does(digits, monkeypatch):
+    tiny, seen = torch.tensor(1e-30), []
+    step = Trainer.train_step
+
+    def taken(trainer):
+        seen.append(bool(tiny * 1e-10 == 0))
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", taken)
+    run = override(recipe("mlp"), data="digits", epochs=1, batch_size=500, kl_warmup_epochs=0)
+    fit(run, data=digits, on_epoch_end=[lambda _: seen.append(bool(tiny * 1e-10 != 0))])
+    assert len(seen) > 2
+    assert all(seen)
+    assert tiny * 1e-10 != 0

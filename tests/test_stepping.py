@@ -30,7 +30,6 @@ from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.models import Batch
 from vaelab.objectives import ELBO, IWAE, PIWAE
-from vaelab.products import by_onednn
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
@@ -301,7 +300,7 @@ def test_batch_norm_in_two_stages_is_torchs(shape, dtype):
 @needs_compiler
 def test_the_traced_step_has_no_batch_norm_left(digits, monkeypatch):
     traced = []
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: traced.append(graph) or graph)
+    monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: traced.append(graph) or graph)
     trained(RUNS["conv-beta"], digits, "on", 1)
     names = [str(node.target) for node in traced[0].graph.nodes]
     assert "aten.rsqrt.default" in names
@@ -343,66 +342,6 @@ def test_the_traced_hyperbolic_tangent_is_torchs(dtype):
 def test_a_hyperbolic_tangent_in_double_precision_is_left_alone():
     graph = make_fx(torch.tanh, TANH, tracing_mode="fake")(torch.randn(4, dtype=torch.float64))
     assert [node for node in graph.graph.nodes if "aten.tanh.default" in str(node.target)]
-
-
-# --- products -------------------------------------------------------------------------------------------------------
-
-
-has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-
-
-def products(bias, x, weight, small):
-    return x @ weight, torch.addmm(bias, x, weight), small @ small, (x.bfloat16() @ weight.bfloat16()).float()
-
-
-@has_onednn
-def test_onednn_computes_the_large_fp32_products_of_a_graph():
-    torch.manual_seed(0)
-    given = (torch.randn(300), torch.randn(300, 70).t(), torch.randn(300, 300).t(), torch.randn(10, 10))
-    graph = make_fx(products, tracing_mode="fake")(*given)
-    assert by_onednn(graph) == 2
-    assert {str(node.target) for node in graph.graph.nodes if node.op == "call_function"} >= {
-        "vaelab.product.default", "vaelab.affine.default", "aten.mm.default",
-    }  # fmt: skip
-    exact = products(*(tensor.double() for tensor in given))
-    for found, whole in zip(graph(*given)[:3], exact[:3], strict=True):
-        torch.testing.assert_close(found.double(), whole, rtol=0, atol=1e-4)
-    assert torch.equal(graph(*given)[3], products(*given)[3]), "bf16 products are left alone"
-
-
-@has_onednn
-@pytest.mark.parametrize(
-    "bias", [torch.ones(1), torch.ones(1).expand(300), torch.arange(600.0)[::2], torch.ones(1, 300)]
-)
-def test_biases_of_any_layout_are_added(bias):
-    torch.manual_seed(0)
-    given = bias, torch.randn(300, 300), torch.randn(300, 300)
-    graph = make_fx(torch.addmm, tracing_mode="fake")(*given)
-    assert by_onednn(graph) == (bias.shape == (300,))
-    torch.testing.assert_close(graph(*given), torch.addmm(*given), rtol=1e-4, atol=1e-4)
-
-
-@has_onednn
-def test_no_product_of_fp32_is_rounded_to_bf16():
-    """Sums of products of numbers that bf16 cannot tell apart from 1."""
-    x = torch.full((200, 200), 1 + 2**-12)
-    graph = make_fx(torch.mm, tracing_mode="fake")(x, x)
-    assert by_onednn(graph) == 1
-    torch.testing.assert_close(graph(x, x), x @ x, rtol=1e-6, atol=0)
-    assert (graph(x, x) > 200.05).all()
-
-
-@has_onednn
-@needs_compiler
-def test_compiled_steps_with_onednns_products_are_the_plain_ones(digits, monkeypatch):
-    run = override(MLP, encoder_hidden_dims=(128,), decoder_hidden_dims=(128,), precision="fp32")
-    asked = []
-    monkeypatch.setattr(stepping, "prefers_onednn", lambda device: True)
-    monkeypatch.setattr(stepping, "by_onednn", lambda graph: asked.append(by_onednn(graph)))
-    plain, compiled = (trained(run, digits, way, 20) for way in ("off", "on"))
-    assert not compiled._way._failed
-    assert asked == [5], "the first and the last layer: forward, weights, and what flows back through the last"
-    torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)
 
 
 class Pair:
@@ -495,7 +434,7 @@ def test_all_processes_step_plainly_where_one_cannot_compile(who, monkeypatch, c
     if who == "own":
         monkeypatch.setattr(CompiledStep, "_made", fail)
     if who == "second":
-        monkeypatch.setattr(CompiledStep, "_compile_descent", lambda self, trained, sizes: fail)
+        monkeypatch.setattr(CompiledStep, "_compile_descent", fail)
     assert torch.equal(torch.stack(steps_of(compiled, twin.model, twin.networks, objective)), torch.stack(expected))
     assert team.votes == [who == "other"]
     assert len(team.averaged) == 3

@@ -6,13 +6,14 @@ import logging
 import os
 import shutil
 import sysconfig
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -39,6 +40,22 @@ def compile_errors() -> tuple[type[Exception], ...]:
     from torch._inductor.exc import InductorError
 
     return TorchDynamoException, InductorError
+
+
+def compile_graph(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
+    """Compile a traced graph as it is, for inputs of these shapes, which are not looked at when it is called.
+
+    ``torch.compile`` would trace it once more, and check what it is given at each call: a tenth of a small step.
+
+    Args:
+        graph: as ``make_fx`` traces it.
+        inputs: like those that it will be called with.
+        options: of torch's compiler (``torch._inductor.config``).
+    """
+    from torch import _inductor
+
+    made = _inductor.compile(graph, [*inputs], options=options)
+    return cast(Callable[..., Sequence[Tensor]], made)
 
 
 def reason(error: Exception) -> str:

@@ -26,12 +26,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaelab.activations import TANH
 from vaelab.batchnorm import BATCH_NORM
-from vaelab.compiling import compile_errors, reason
+from vaelab.compiling import compile_errors, compile_graph, reason
 from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
-from vaelab.products import by_onednn
-from vaelab.runtime import Noise, prefers_onednn
+from vaelab.products import faster_products
+from vaelab.runtime import Noise
 from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
 log = logging.getLogger("vaelab")
@@ -203,25 +203,11 @@ class CompiledStep:
         traced, error = None, None
         try:
             traced = self._compile(objective, batch)
-            if not batch.x.is_cuda:  # there the memory of what is passed first is remembered
-                self._try(traced, self._inputs(objective, batch, traced.asked, None))
         except (CannotCompileError, *compile_errors()) as raised:
             error = raised
         if self._team.agree(error is None) and traced is not None:
             return traced
         raise error or CannotCompileError("another process cannot")
-
-    def _try(self, traced: _Traced, inputs: list[Tensor]) -> None:
-        """Let torch compile the functions now, on copies of what they change."""
-        with torch.no_grad():
-            copies = [tensor.clone() for tensor in inputs]
-            if traced.descend is None:
-                traced.function(*copies)
-            else:
-                rows = self._rows(traced.sizes)
-                like = torch.empty_strided(rows.shape, rows.stride()).zero_()
-                traced.function(*copies, *self._places(like, traced.sizes))
-                traced.descend(like, *(tensor.clone() for tensor in self._descent()))
 
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
         names = list(self._state)
@@ -261,12 +247,12 @@ class CompiledStep:
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         sizes = [parameter.numel() for name in trained for parameter in self.plain.groups[name]]
         places = self._places(self._rows(sizes), sizes) if self._apart else []
-        graph = make_fx(step, table, tracing_mode="fake")(*self._inputs(objective, batch, asked, None), *places)
-        if prefers_onednn(batch.x.device):
-            by_onednn(graph)
+        inputs = [*self._inputs(objective, batch, asked, None), *places]
+        graph = make_fx(step, table, tracing_mode="fake")(*inputs)
+        faster_products(graph, batch.x.device)
         if self._apart and trained not in self._descents:
             self._descents[trained] = self._compile_descent(trained, sizes)
-        return _Traced(self._made(graph), asked, trained, sizes, self._descents.get(trained))
+        return _Traced(self._made(graph, inputs), asked, trained, sizes, self._descents.get(trained))
 
     def _compile_descent(self, trained: Sequence[str], sizes: list[int]) -> _Function:
         """The optimizers' step, from rows whose mean is the gradient, as a function; it returns the largest norm."""
@@ -278,22 +264,25 @@ class CompiledStep:
             gradients = {name: [next(pieces).view_as(p) for p in groups[name]] for name in trained}
             return [update(groups, gradients, list(inputs[state:]))]
 
-        return self._made(make_fx(descend, tracing_mode="fake")(self._rows(sizes), *self._descent()))
+        inputs = [self._rows(sizes), *self._descent()]
+        return self._made(make_fx(descend, tracing_mode="fake")(*inputs), inputs)
 
     def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Of all parameters and buffers, those of each group."""
         number = {id(tensor): i for i, tensor in enumerate(self._state.values())}
         return {name: [state[number[id(p)]] for p in group] for name, group in self.plain.groups.items()}
 
-    def _made(self, graph: GraphModule) -> _Function:
-        """A traced graph, compiled at its first call."""
-        # Always called with the same tensors, and batches of one shape: nothing is to be checked. Dropout's numbers are
-        # to be torch's, not the compiler's.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "fallback_random": True}
-        if next(self.plain.model.parameters()).is_cuda:  # all is launched at once; what changes in place stays
-            options["triton.cudagraphs"] = True
-            for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
-                _mark_fixed(tensor)
+    def _made(self, graph: GraphModule, inputs: list[Tensor]) -> _Function:
+        """A traced graph, compiled for inputs like these; on a GPU at its first call."""
+        # It is always called with the same tensors and batches of one shape: nothing is to be checked. The numbers of
+        # dropout are to be torch's, not the compiler's.
+        options: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
+        if not inputs[0].is_cuda:
+            with torch.no_grad():
+                return compile_graph(graph, inputs, options)
+        options |= {"triton.cudagraphs": True, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
+            _mark_fixed(tensor)  # all is launched at once; what changes in place stays
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
 
 

@@ -28,7 +28,7 @@ from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.loading import load_data, require_same_data
 from vaelab.models import VAE
 from vaelab.progress import Display
-from vaelab.runtime import resolve_device, threads
+from vaelab.runtime import denormals_flushed, resolve_device, threads
 from vaelab.trainer import Trainer
 
 log = logging.getLogger("vaelab")
@@ -135,18 +135,19 @@ def _train(
     try:
         while not trainer.done:
             started, computed, first = time.monotonic(), time.process_time(), trainer.step
-            while trainer.step == first or trainer.step % trainer.steps_per_epoch:
-                trainer.train_step()
-                if display is not None and display.due():
-                    _show(display, trainer, trainer.step - first, time.monotonic() - started)
-                within, asked = trainer.step % trainer.steps_per_epoch, trainer.team.ask(interrupted.is_set())
-                if within and (asked or (save_every and trainer.step % save_every == 0)):
-                    trainer.agree_on_terms()
-                    trainer.check_finite()
-                    if folder is not None:
-                        folder.save_last(trainer.state())
-                    if asked:
-                        raise InterruptedRun(f"interrupted at step {trainer.step} and saved")
+            with denormals_flushed():
+                while trainer.step == first or trainer.step % trainer.steps_per_epoch:
+                    trainer.train_step()
+                    if display is not None and display.due():
+                        _show(display, trainer, trainer.step - first, time.monotonic() - started)
+                    within, asked = trainer.step % trainer.steps_per_epoch, trainer.team.ask(interrupted.is_set())
+                    if within and (asked or (save_every and trainer.step % save_every == 0)):
+                        trainer.agree_on_terms()
+                        trainer.check_finite()
+                        if folder is not None:
+                            folder.save_last(trainer.state())
+                        if asked:
+                            raise InterruptedRun(f"interrupted at step {trainer.step} and saved")
             trained = time.monotonic() - started
             record = trainer.end_epoch()
             record["images_per_second"] = round((trainer.step - first) * trainer.batch_size / trained, 1)

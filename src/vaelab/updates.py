@@ -59,12 +59,12 @@ class AdamUpdate:
         self.state = [*moments, *steps]
 
     def numbers(self) -> list[Tensor]:
-        """Of each group, what depends on the step: the step's size, the root of v's correction, the weights' decay."""
+        """Of each group, what depends on the step: its size, what the root of v is to be multiplied by, the decay."""
         return [self._numbers(settings) for settings in self._settings.values()]
 
     def _numbers(self, settings: dict[str, Any]) -> Tensor:
         rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
-        numbers = rate / (1 - first**t), (1 - second**t) ** 0.5, 1 - rate * settings["weight_decay"]
+        numbers = rate / (1 - first**t), (1 - second**t) ** -0.5, 1 - rate * settings["weight_decay"]
         return on_device(torch.tensor(numbers), self.state[0].device)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class AdamUpdate:
             given[-len(groups) :],
         )
         norms = [given[0].new_zeros(())]
-        for (name, parameters), (size, root, keep) in zip(groups.items(), numbers, strict=True):
+        for (name, parameters), (size, unbias, keep) in zip(groups.items(), numbers, strict=True):
             settings, found = self._settings[name], gradients[name]
             if self._clip_norm is not None:
                 norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
@@ -98,7 +98,7 @@ class AdamUpdate:
                 m, v = next(moments), next(moments)
                 m.lerp_(gradient, 1 - first)
                 v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                parameter.mul_(keep).sub_(size * m / (v.sqrt() / root + settings["eps"]))
+                parameter.mul_(keep).sub_(size * m / (v.sqrt() * unbias + settings["eps"]))
         for step in steps:
             step.add_(1)
         return torch.stack(norms).amax()
