@@ -13,6 +13,7 @@ from vaelab import products
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.products import by_onednn, by_tiles, has_tiles, tiles
+from vaelab.products.convolutions import CONVOLUTIONS
 from vaelab.recipes import recipe
 from vaelab.runtime import cpu_flags, threads
 from vaelab.trainer import Trainer
@@ -190,6 +191,92 @@ def test_compiled_steps_on_tiles_are_those_of_torchs_products(digits, monkeypatc
     assert asked == [11], "four layers: forward, weights, and what flows back through all but the first"
     monkeypatch.setattr(products, "has_tiles", lambda device: False)
     torch.testing.assert_close(on_tiles, first_terms("bf16", "on", digits), rtol=2e-3, atol=2e-2)
+
+
+# --- convolutions ---------------------------------------------------------------------------------------------------
+
+CONV = torch.ops.aten.convolution.default
+CONV_BACKWARD = torch.ops.aten.convolution_backward.default
+
+
+def traced(function, *inputs):
+    graph = make_fx(function, CONVOLUTIONS, tracing_mode="fake")(*inputs)
+    return graph, [str(node.target) for node in graph.graph.nodes]
+
+
+def close(found, exact):
+    """A few roundings to bf16, each of a 256th at most and of a thousandth in the mean."""
+    assert found.shape == exact.shape
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).norm() < 4e-3 * exact.norm()
+
+
+@needs_tiles
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("channels", "out", "size"), [(32, 64, (14, 14)), (5, 3, (9, 8)), (70, 40, (1, 7))])
+def test_convolutions_as_products_are_convolutions(channels, out, size, transposed):
+    torch.manual_seed(0)
+    small = [(side + 1) // 2 for side in size]
+    grow = [1 - side % 2 for side in size] if transposed else [0, 0]
+    x = torch.randn(6, out, *small) if transposed else torch.randn(6, channels, *size)
+    bias = torch.randn(channels if transposed else out).bfloat16()
+    x, weight = x.bfloat16(), (torch.randn(out, channels, 3, 3) / 10).bfloat16()
+    kind = [2, 2], [1, 1], [1, 1], transposed, grow, 1
+
+    def forward(x, weight, bias):
+        return CONV(x, weight, bias, *kind)
+
+    def backward(grad, x, weight):
+        return CONV_BACKWARD(grad, x, weight, [len(bias)], *kind, [True, True, True])
+
+    graph, names = traced(forward, x, weight, bias)
+    assert "aten.convolution.default" not in names
+    exact = forward(x.double(), weight.double(), bias.double())
+    close(graph(x, weight, bias), exact)
+    grad = torch.randn_like(exact).bfloat16().contiguous(memory_format=torch.channels_last)
+    graph, names = traced(backward, grad, x, weight)
+    assert "aten.convolution_backward.default" not in names
+    for found, one in zip(graph(grad, x, weight), backward(grad.double(), x.double(), weight.double()), strict=True):
+        close(found, one)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("wanted", [[True, False, False], [False, True, False], [False, False, True]])
+def test_only_the_gradients_that_are_asked_for_are_traced(wanted, transposed):
+    small, large, weight = (torch.randn(*size).bfloat16() for size in ((2, 6, 4, 4), (2, 5, 8, 8), (6, 5, 3, 3)))
+    given = (large, small, weight) if transposed else (small, large, weight)
+
+    def backward(grad, x, weight):
+        kind = [2, 2], [1, 1], [1, 1], transposed, [1, 1], 1
+        found = CONV_BACKWARD(grad, x, weight, [5 if transposed else 6], *kind, wanted)
+        assert [one is not None for one in found] == wanted
+        return [one for one in found if one is not None]
+
+    _, names = traced(backward, *given)
+    assert names.count("aten.mm.default") == (not wanted[2])
+    assert names.count("vaelab.windows.default") == (wanted[1] or (transposed and wanted[0]))
+    assert names.count("vaelab.spread.default") == (wanted[0] and not transposed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "kind"),
+    [
+        (torch.float32, (6, 5, 3, 3), ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)),
+        (torch.bfloat16, (6, 5, 5, 5), ([2, 2], [2, 2], [1, 1], False, [0, 0], 1)),
+        (torch.bfloat16, (6, 5, 3, 3), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+        (torch.bfloat16, (6, 5, 3, 3), ([2, 2], [0, 0], [1, 1], False, [0, 0], 1)),
+        (torch.bfloat16, (6, 5, 3, 3), ([2, 2], [1, 1], [2, 2], False, [0, 0], 1)),
+        (torch.bfloat16, (5, 1, 3, 3), ([2, 2], [1, 1], [1, 1], False, [0, 0], 5)),
+    ],
+)
+def test_other_convolutions_stay_what_they_are(dtype, weight, kind):
+    given = torch.randn(2, 5, 9, 9).to(dtype), torch.randn(*weight).to(dtype)
+    graph, names = traced(lambda x, w: CONV(x, w, None, *kind), *given)
+    assert "aten.convolution.default" in names
+    assert torch.equal(graph(*given), CONV(*given[:2], None, *kind))
+
+
+# --- building -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from vaelab.compiling import compile_errors, compile_graph, reason
 from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
-from vaelab.products import faster_products
+from vaelab.products import faster_convolutions, faster_products
 from vaelab.runtime import Noise
 from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
@@ -243,7 +243,8 @@ class CompiledStep:
             return [_stack(terms, state[0].new_zeros(()))]
 
         # Traced twice: the first time tells which noise is asked for and what is trained: inputs of the second.
-        table = {**BATCH_NORM, **TANH} if batch.x.device.type == "cpu" else {}
+        device = batch.x.device
+        table = {**BATCH_NORM, **TANH, **faster_convolutions(device)} if device.type == "cpu" else {}
         make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
         sizes = [parameter.numel() for name in trained for parameter in self.plain.groups[name]]
         places = self._places(self._rows(sizes), sizes) if self._apart else []

@@ -7,14 +7,23 @@ are of the size of a small network's, for which oneDNN's calls take longer than 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.fx import GraphModule
 
+from vaelab.products.convolutions import CONVOLUTIONS
 from vaelab.products.onednn import by_onednn
 from vaelab.products.tiles import by_tiles, has_tiles
 from vaelab.runtime import prefers_onednn
 
-__all__ = ["by_onednn", "by_tiles", "faster_products", "has_tiles"]
+__all__ = ["by_onednn", "by_tiles", "faster_convolutions", "faster_products", "has_tiles"]
+
+
+def faster_convolutions(device: torch.device) -> dict[Any, Callable[..., Any]]:
+    """What ``make_fx`` is to trace in place of convolutions on this machine, so that they are products."""
+    return CONVOLUTIONS if has_tiles(device) else {}
 
 
 def faster_products(graph: GraphModule, device: torch.device) -> None:

@@ -1,5 +1,6 @@
-// Products of bf16 matrices on a processor's tile units (AMX): the operations vaelab::tile_product and
-// vaelab::tile_affine, one step of which is 16 x 32 numbers times 32 x 16.
+// Products of bf16 matrices on a processor's tile units (AMX), one step of which is 16 x 32 numbers times 32 x 16: the
+// operations vaelab::tile_product and vaelab::tile_affine. And what makes a product of a convolution: vaelab::windows,
+// and its transpose, vaelab::spread.
 //
 // Both factors are first copied into tiles, one after the other, in the order in which they are read; whether a factor
 // lies as its rows or as its columns matters in that copy alone. What does not fill a tile is filled with zeros.
@@ -198,6 +199,52 @@ void product(const Factor& a, const Factor& b, const Bits* bias, Bits* out) {
   });
 }
 
+// --- convolutions of 3 x 3 and stride 2, padded by 1 --------------------------------------------------------------------
+
+struct Image {
+  int64_t height, width, channels;
+  int64_t half_height() const { return (height + 1) / 2; }
+  int64_t half_width() const { return (width + 1) / 2; }
+};
+
+// Of each place (i, j) of half the size the nine pixels around (2i, 2j), one after the other; zeros outside.
+void windows(const Image& of, const Bits* image, Bits* out) {
+  const int64_t channels = of.channels;
+  for (int64_t i = 0; i < of.half_height(); i++)
+    for (int64_t j = 0; j < of.half_width(); j++)
+      for (int64_t row = 2 * i - 1; row < 2 * i + 2; row++)
+        for (int64_t column = 2 * j - 1; column < 2 * j + 2; column++, out += channels) {
+          const bool inside = row >= 0 && row < of.height && column >= 0 && column < of.width;
+          const Bits* from = image + (row * of.width + column) * channels;
+          for (int64_t c = 0; c < channels; c += 32) {
+            const __mmask32 mask = channels - c >= 32 ? ~0u : (1u << (channels - c)) - 1;
+            _mm512_mask_storeu_epi16(out + c, mask, _mm512_maskz_loadu_epi16(inside ? mask : 0, from + c));
+          }
+        }
+}
+
+// Of each pixel the sum, in fp32, of what the windows that it lies in hold for it.
+void spread(const Image& of, const Bits* windows, Bits* image) {
+  const int64_t channels = of.channels, width = of.half_width();
+  for (int64_t row = 0; row < of.height; row++)
+    for (int64_t column = 0; column < of.width; column++, image += channels) {
+      // An even row is the middle of one window, an odd one the end of one and the start of the next; so are columns.
+      const Bits* parts[4];
+      int found = 0;
+      for (int64_t i = row / 2; i <= std::min((row + 1) / 2, of.half_height() - 1); i++)
+        for (int64_t j = column / 2; j <= std::min((column + 1) / 2, width - 1); j++) {
+          const int64_t tap = (row - 2 * i + 1) * 3 + column - 2 * j + 1;
+          parts[found++] = windows + ((i * width + j) * 9 + tap) * channels;
+        }
+      for (int64_t c = 0; c < channels; c += 16) {
+        const __mmask16 mask = channels - c >= 16 ? 0xffff : (1u << (channels - c)) - 1;
+        __m512 sum = _mm512_setzero_ps();
+        for (int n = 0; n < found; n++) sum += widened(_mm256_maskz_loadu_epi16(mask, parts[n] + c));
+        _mm256_mask_storeu_epi16(image + c, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+      }
+    }
+}
+
 // --- as operations of torch ------------------------------------------------------------------------------------------
 
 // A matrix in a layout that can be packed: one of its axes is contiguous, or has one entry.
@@ -228,6 +275,34 @@ Tensor tile_affine(Tensor bias, Tensor a, Tensor b, bool a_turned, bool b_turned
   return run(&row, a, b, a_turned, b_turned);
 }
 
+// (B, H, W, C), contiguous, to (B * h * w, 9 * C).
+Tensor windows_of(Tensor images) {
+  const Tensor x = torch::stable::contiguous(images);
+  const Image of{x.size(1), x.size(2), x.size(3)};
+  const int64_t pixels = of.height * of.width, places = of.half_height() * of.half_width(), wide = 9 * of.channels;
+  Tensor out = torch::stable::new_empty(x, {x.size(0) * places, wide});
+  const auto* from = static_cast<const Bits*>(x.data_ptr());
+  auto* to = static_cast<Bits*>(out.data_ptr());
+  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++) windows(of, from + n * pixels * of.channels, to + n * places * wide);
+  });
+  return out;
+}
+
+// (B * h * w, 9 * C), contiguous, to (B, H, W, C).
+Tensor spread_over(Tensor parts, int64_t height, int64_t width) {
+  const Tensor x = torch::stable::contiguous(parts);
+  const Image of{height, width, x.size(1) / 9};
+  const int64_t pixels = height * width, places = of.half_height() * of.half_width(), count = x.size(0) / places;
+  Tensor out = torch::stable::new_empty(x, {count, height, width, of.channels});
+  const auto* from = static_cast<const Bits*>(x.data_ptr());
+  auto* to = static_cast<Bits*>(out.data_ptr());
+  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++) spread(of, from + n * places * x.size(1), to + n * pixels * of.channels);
+  });
+  return out;
+}
+
 }  // namespace
 
 // Asks the system for the tiles' registers, which a process does not have from its start; 0 says that it has them now.
@@ -236,4 +311,6 @@ extern "C" long vaelab_permit_tiles() { return syscall(SYS_arch_prctl, 0x1023 /*
 STABLE_TORCH_LIBRARY_IMPL(vaelab, CPU, m) {
   m.impl("tile_product", TORCH_BOX(&tile_product));
   m.impl("tile_affine", TORCH_BOX(&tile_affine));
+  m.impl("windows", TORCH_BOX(&windows_of));
+  m.impl("spread", TORCH_BOX(&spread_over));
 }

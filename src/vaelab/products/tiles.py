@@ -60,6 +60,22 @@ def _affine(bias: Tensor, a: Tensor, b: Tensor, a_turned: bool, b_turned: bool) 
     return _product(a, b, a_turned, b_turned)
 
 
+torch.library.define("vaelab::windows", "(Tensor images) -> Tensor")
+torch.library.define("vaelab::spread", "(Tensor parts, SymInt height, SymInt width) -> Tensor")
+
+
+@torch.library.register_fake("vaelab::windows")
+def _windows(images: BFloat16[Tensor, "B H W C"]) -> BFloat16[Tensor, "B*h*w 9*C"]:
+    count, height, width, channels = images.shape
+    return images.new_empty(count * ((height + 1) // 2) * ((width + 1) // 2), 9 * channels)
+
+
+@torch.library.register_fake("vaelab::spread")
+def _spread(parts: BFloat16[Tensor, "B*h*w 9*C"], height: int, width: int) -> BFloat16[Tensor, "B H W C"]:
+    places = ((height + 1) // 2) * ((width + 1) // 2)
+    return parts.new_empty(parts.shape[0] // places, height, width, parts.shape[1] // 9)
+
+
 def by_tiles(graph: GraphModule) -> int:
     """Let the tile units compute the small bf16 products of a traced graph, in place; returns how many there are.
 
