@@ -53,9 +53,13 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], options: dict[str, A
         options: of torch's compiler (``torch._inductor.config``).
     """
     from torch import _inductor
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    made = _inductor.compile(graph, [*inputs], options=options)
-    return cast(Callable[..., Sequence[Tensor]], made)
+    # Without this notebook of shapes, which stays empty, torch would not look into its cache of compiled graphs.
+    stand_ins = FakeTensorMode(shape_env=ShapeEnv())
+    likes = [stand_ins.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    return cast(Callable[..., Sequence[Tensor]], _inductor.compile(graph, [*likes], options=options))
 
 
 def reason(error: Exception) -> str:
