@@ -12,7 +12,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
+
+from vaelab.products.graphs import operations
 
 LEAST = 4e6  # floating-point operations: of smaller products the call itself (some 12 us) is the most
 
@@ -25,20 +27,11 @@ def by_onednn(graph: GraphModule) -> int:
             do small ones.
     """
     replaced = {torch.ops.aten.mm.default: _product, torch.ops.aten.addmm.default: _affine}
-    found = [node for node in graph.graph.nodes if node.target in replaced and _is_large(node)]
+    found = [node for node in graph.graph.nodes if node.target in replaced and operations(node, torch.float32) >= LEAST]
     for node in found:
         node.target = replaced[node.target]
     graph.recompile()
     return len(found)
-
-
-def _is_large(node: Node) -> bool:
-    """Whether a node is a plain product of fp32 matrices, with a bias of one row or none, that is worth a call."""
-    values = [argument.meta["val"] for argument in node.args if isinstance(argument, Node)]
-    (rows, inner), (_, columns) = (value.shape for value in values[-2:])
-    plain = not node.kwargs and all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
-    bias_is_row = all(value.shape == (columns,) for value in values[:-2])
-    return plain and bias_is_row and 2 * rows * inner * columns >= LEAST
 
 
 def _onednn(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "N M"]:

@@ -25,6 +25,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from vaelab.products.graphs import operations
 from vaelab.runtime import cpu_flags
 
 log = logging.getLogger("vaelab")
@@ -89,7 +90,11 @@ def by_tiles(graph: GraphModule) -> int:
         torch.ops.aten.mm.default: torch.ops.vaelab.tile_product.default,
         torch.ops.aten.addmm.default: torch.ops.vaelab.tile_affine.default,
     }
-    found = [node for node in graph.graph.nodes if node.target in replaced and _is_small(node)]
+    found = [
+        node
+        for node in graph.graph.nodes
+        if node.target in replaced and 0 < operations(node, torch.bfloat16) <= LARGEST
+    ]
     for node in found:
         *bias, a, b = node.args
         (a, a_turned), (b, b_turned) = _as_it_lay(a), _as_it_lay(b)
@@ -98,15 +103,6 @@ def by_tiles(graph: GraphModule) -> int:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return len(found)
-
-
-def _is_small(node: Node) -> bool:
-    """Whether a node is a plain product of bf16 matrices, with a bias of one row or none, and not a large one."""
-    values = [argument.meta["val"] for argument in node.args if isinstance(argument, Node)]
-    (rows, inner), (_, columns) = (value.shape for value in values[-2:])
-    plain = not node.kwargs and all(value.dtype == torch.bfloat16 and value.device.type == "cpu" for value in values)
-    bias_is_row = all(value.shape == (columns,) for value in values[:-2])
-    return plain and bias_is_row and 0 < 2 * rows * inner * columns <= LARGEST
 
 
 def _as_it_lay(node: Node) -> tuple[Node, bool]:
