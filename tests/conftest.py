@@ -14,6 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
+from vaelab import compiling, stepping
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
 
@@ -23,6 +24,13 @@ def _quiet_log():
     """A test that runs the command line sets up logging; undo it."""
     yield
     logging.getLogger().handlers.clear()
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Steps are traced, and what the compiler would be given runs as it is: compiling each would take a minute."""
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
+    monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: graph)
 
 
 @pytest.fixture(scope="session")

@@ -326,26 +326,26 @@ def trained(digits):
 
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_memory_and_resuming_change_nothing(trained, digits, start):
-    options = {**SETTINGS, "num_distributions": 3, "start": start, "rows": 11}
+    options = {**SETTINGS, "num_distributions": 3, "start": start, "rows": 19}
     whole = rows(trained, digits, **options)
     parts = list(ais_rows(trained, digits, memory=1, **options))
-    assert [part for part, _ in parts] == [slice(0, 4), slice(4, 8), slice(8, 11)]
-    small, rest = join([values for _, values in parts]), rows(trained, digits, first_row=9, **options)
+    assert [part for part, _ in parts] == [slice(0, 16), slice(16, 19)]
+    small, rest = join([values for _, values in parts]), rows(trained, digits, first_row=17, **options)
     for name, values in whole.items():
-        np.testing.assert_allclose(small[name], values, rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(rest[name], values[9:], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(small[name], values, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(rest[name], values[17:], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_workers_side_by_side_change_nothing(trained, digits, start):
     options = {**SETTINGS, "num_distributions": 3, "start": start}
-    for anneal in (lambda **more: ais_rows(trained, digits, rows=19, **options, **more),
-                   lambda **more: bdmc_rows(trained, num_images=19, **options, **more)):  # fmt: skip
+    for anneal in (lambda **more: ais_rows(trained, digits, rows=40, **options, **more),
+                   lambda **more: bdmc_rows(trained, num_images=40, **options, **more)):  # fmt: skip
         one = join([values for _, values in anneal()])
         parts = list(anneal(workers=3))
-        assert [part for part, _ in parts] == [slice(0, 7), slice(7, 14), slice(14, 19)], "none is idle"
+        assert [part for part, _ in parts] == [slice(0, 16), slice(16, 32), slice(32, 40)], "none is idle"
         for name, values in join([values for _, values in parts]).items():
-            np.testing.assert_allclose(values, one[name], rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(values, one[name], rtol=1e-4, err_msg=name)
 
 
 def test_simulated_images_belong_to_their_rows_and_are_binary(trained):

@@ -12,7 +12,6 @@ from torch.func import jacrev
 
 import vaelab as v
 from vaelab import specs
-from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.distributed import Team
 from vaelab.divergences import analytic_kl, log_mean_exp
@@ -442,11 +441,9 @@ def test_five_steps_and_five_resumed_are_ten_to_the_last_bit(kind, digits):
         assert not torch.equal(whole.model.posterior_head.codebook, start["posterior_head.codebook"])
 
 
-@pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")
 @pytest.mark.parametrize("kind", RUNS)
-def test_traced_steps_take_the_same_way(kind, digits, monkeypatch):
+def test_traced_steps_take_the_same_way(kind, digits, uncompiled):
     """What the compiler is given; itself it takes a minute."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     plain, compiled = (Trainer(override(run_of(kind), compile=way), digits, CPU) for way in ("off", "on"))
     for trainer in (plain, compiled):
         for _ in range(4):

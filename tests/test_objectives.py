@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from oracle import bend, dataset, linear_vae, sample_images
-from vaelab import objectives, specs, stepping
+from vaelab import objectives, specs
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.data.augment import Motion, augment
@@ -827,9 +827,8 @@ TRACED = [rule for rule in RULES[7:] if rule.word not in ("aae", "wake-sleep")]
 
 
 @pytest.mark.parametrize("rule", TRACED, ids=str)
-def test_the_traced_step_is_the_plain_one(rule, digits, monkeypatch):
+def test_the_traced_step_is_the_plain_one(rule, digits, uncompiled):
     """What the compiler is given; that what it makes of it is the same, is tested once, below."""
-    monkeypatch.setattr(stepping.torch, "compile", lambda graph, **options: graph)
     run = override(dataclasses.replace(TINY, objective=rule), learning_rate=1e-4)
     plain, traced = (Trainer(run, digits, CPU) for _ in range(2))
     traced.compiled = True

@@ -556,10 +556,8 @@ def are_one(plain, compiled) -> bool:
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_steps_are_traced_with_the_numbers_of_plain_ones(name, digits, monkeypatch):
+def test_steps_are_traced_with_the_numbers_of_plain_ones(name, digits, uncompiled):
     """The graph that the compiler is given; a posterior whose step depends on its data could not be traced."""
-    monkeypatch.setattr("vaelab.compiling.can_compile", lambda device: True)
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     plain, traced = both_ways(replace(RUN, **TRACED[name]), digits)
     assert isinstance(traced._way, CompiledStep)
     assert not traced._way._failed

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sysconfig
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,9 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], options: dict[str, A
     # Without this notebook of shapes, which stays empty, torch would not look into its cache of compiled graphs.
     stand_ins = FakeTensorMode(shape_env=ShapeEnv())
     likes = [stand_ins.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    return cast(Callable[..., Sequence[Tensor]], _inductor.compile(graph, [*likes], options=options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's compiler, about itself
+        return cast(Callable[..., Sequence[Tensor]], _inductor.compile(graph, [*likes], options=options))
 
 
 def reason(error: Exception) -> str:

@@ -38,8 +38,9 @@ PILOT_CHAINS = 2  # per image: more make the step sizes hardly better, and two c
 _CPU_CHAINS, _GPU_CHAINS = 512, 65_536
 _BACKWARD = 3  # times the memory of a decode, for one with its gradient
 _CHUNK = 25  # transitions whose noise is drawn at once
-# MKL takes other ways for products of one to three rows, and rounds otherwise: blocks are filled up to four images.
-_LEAST = 4
+# MKL takes other ways for products of few rows, and rounds otherwise: of fewer than 16 on some processors, than four on
+# others. An encoder has a row for each image, so blocks are filled up to 16.
+_LEAST = 16
 _MADE = "that the model made"
 _GLOBAL_GENERATOR = threading.Lock()
 
@@ -65,7 +66,7 @@ def ais_rows(
     :math:`\log \frac1C \sum_c w_c` is a lower bound on log p(x) in expectation, closer with more T and C.
 
     Noise belongs to the rows: neither the memory, the workers nor where it was gone on changes a number, as long as a
-    row of a product rounds the same whatever the rows beside it, as in MKL from four rows on. Where it does not (as on
+    row of a product rounds the same whatever the rows beside it, as in MKL from 16 rows on. Where it does not (as on
     GPUs it may not), chains part in time, as trajectories multiply the last bit: each number is then another draw of
     the same estimate.
 
@@ -79,7 +80,7 @@ def ais_rows(
         num_leapfrog: leapfrog steps a transition, a gradient each.
         rows: only the first so many images of the split; None: all.
         first_row: where to begin.
-        memory: bytes that activations may take, all workers together; four images at a time are the least.
+        memory: bytes that activations may take, all workers together; 16 images at a time are the least.
         workers: threads that anneal images side by side on a CPU, each with one thread for its products.
 
     Returns:
