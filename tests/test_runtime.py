@@ -20,6 +20,7 @@ from vaelab.runtime import (
     StepNoise,
     cpu_name,
     epoch_order,
+    has_fast_bf16,
     prefers_onednn,
     resolve_device,
     resolve_precision,
@@ -83,6 +84,17 @@ def test_precision_is_proven_before_auto_takes_it(monkeypatch):
     monkeypatch.setattr("vaelab.runtime.cpu_flags", lambda: {"avx2"})
     assert resolve_precision("auto", cpu, -0.05) == "fp32"
     assert resolve_precision("bf16", cpu, None) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [("GenuineIntel", "avx512_bf16 amx_bf16", True), ("GenuineIntel", "avx512_bf16", False),
+     ("AuthenticAMD", "avx512_bf16", True), ("AuthenticAMD", "avx512f", False)],
+)  # fmt: skip
+def test_bf16_is_fast_on_tile_units_and_where_its_instruction_has_the_full_rate(monkeypatch, vendor, flags, expected):
+    monkeypatch.setattr("vaelab.runtime._cpu_info", lambda: f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    assert has_fast_bf16(torch.device("cpu")) is expected
+    assert not has_fast_bf16(torch.device("mps"))
 
 
 @pytest.mark.parametrize(
