@@ -66,7 +66,7 @@ def main(options: Options) -> None:
         result[name] = work()
         write_json(options.out, result)  # what was measured is kept if the next thing fails
 
-    keep("correctness", lambda: correctness(data, device))
+    keep("correctness", lambda: correctness(data, device, min(options.steps, 20)))
     keep("peak", lambda: {kind: peak(device, getattr(torch, kind)) for kind in ("float32", "bfloat16")})
     result["speed"] = []
     for name, (precision, way) in itertools.product(options.recipes, MODES):
@@ -95,7 +95,7 @@ def images() -> tuple[v.data.Dataset, bool]:
         return v.data.Dataset("random", "grey", *parts, binary=False, classes=None), False
 
 
-def correctness(data: v.data.Dataset, device: torch.device) -> dict[str, float]:
+def correctness(data: v.data.Dataset, device: torch.device, steps: int) -> dict[str, float]:
     """The largest relative differences: of the loss and gradients to the CPU's, and of compiled steps to plain ones."""
     found: dict[str, float] = {}
     for name in ("mlp", "conv-warmup"):
@@ -117,10 +117,10 @@ def correctness(data: v.data.Dataset, device: torch.device) -> dict[str, float]:
         terms: list[torch.Tensor] = []
         for way in ("off", "on"):
             trainer = Trainer(v.override(run, compile=way, precision="fp32"), data.to(device), device)
-            for _ in range(20):
+            for _ in range(steps):
                 trainer.train_step()
-            terms.append(trainer.terms[:20, 0].cpu())
-        found[f"{name}: compiled, 20 steps"] = float(((terms[1] - terms[0]) / terms[0]).abs().max())
+            terms.append(trainer.terms[:steps, 0].cpu())
+        found[f"{name}: compiled, {steps} steps"] = float(((terms[1] - terms[0]) / terms[0]).abs().max())
     return found
 
 

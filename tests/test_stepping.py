@@ -47,7 +47,7 @@ RUNS = {
     # Running means, weight decay, clipped gradients, motion, dropout, averaged weights.
     "conv-beta": override(
         recipe("conv-beta"), data="digits", epochs=2, kl_warmup_epochs=1.0, warmup_epochs=1.0, batch_size=96,
-        encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4), encoder_hidden_dims=(16,), dropout=0.1,
+        encoder_conv_channels=(4,), decoder_conv_channels=(4,), encoder_hidden_dims=(16,), dropout=0.1,
         decoder_hidden_dims=(16,), augment_prob=0.5, ema_decay=0.9,
     ),
     # More samples as it goes (a graph for each count), and a prior that is made of posteriors.
@@ -151,9 +151,10 @@ def test_other_rules_are_refused(options):
 
 # --- resuming -------------------------------------------------------------------------------------------------------
 
-FLAGS = ["train", "conv-beta", "--data", "digits", "--epochs", "3", "--batch-size", "256", "--compile", "on",
-         "--encoder-conv-channels", "4", "8", "--encoder-hidden-dims", "16", "--decoder-conv-channels", "8", "4",
-         "--decoder-hidden-dims", "16", "--kl-warmup-epochs", "1", "--warmup-epochs", "1"]  # fmt: skip
+SMALL = ["train", "conv-beta", "--data", "digits", "--batch-size", "256", "--encoder-conv-channels", "4",
+         "--decoder-conv-channels", "4", "--encoder-hidden-dims", "16", "--decoder-hidden-dims", "16",
+         "--kl-warmup-epochs", "1", "--warmup-epochs", "1"]  # fmt: skip
+FLAGS = [*SMALL, "--epochs", "3", "--compile", "on"]
 
 
 @needs_compiler
@@ -224,7 +225,7 @@ def test_an_objective_of_several_steps_costs_a_line_and_no_number(digits, caplog
 
 
 def test_a_compiler_that_fails_costs_a_line_and_no_number(tmp_path):
-    command = [sys.executable, "-m", "vaelab", *FLAGS[:2], "--data", "digits", "--epochs", "1"]
+    command = [sys.executable, "-m", "vaelab", *SMALL, "--epochs", "2"]
     broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([*command, "--compile", "on", "--out", str(tmp_path / "on")], capture_output=True, text=True,
                           env={**os.environ, **broken})  # fmt: skip
