@@ -1,6 +1,7 @@
 """The loop: same seed, same bits; a killed and resumed run is the run that was not killed; bad numbers stop it."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -533,6 +534,17 @@ def test_bf16_is_close_to_fp32(digits):
         losses.append(float(trainer.terms[0, 0]))
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "hinted"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_bf16_that_is_slow_here_is_said_to_be(precision, fast, hinted, digits, monkeypatch, caplog):
+    monkeypatch.setattr("vaelab.trainer.has_fast_bf16", lambda device: fast)
+    with caplog.at_level(logging.INFO):
+        Trainer(override(RUNS["mlp"], precision=precision), digits, torch.device("cpu"))
+    (line,) = [line for line in caplog.messages if line.startswith("computing in")]
+    assert line.endswith(", where fp32 is faster (--precision auto)") is hinted
 
 
 def test_config_records_what_auto_was_resolved_to(tmp_path, digits):

@@ -245,8 +245,8 @@ def resolve_device(name: str) -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 here: a GPU with bf16, a CPU with AMX, or AMD's with AVX-512.
 
-    AVX-512's bf16 instruction takes two products at once. Intel's processors issue it half as often as an fp32 one, or
-    less: without AMX, which a virtual machine may hide, bf16 products take 1.4 to 1.7 times as long there.
+    AVX-512's bf16 instruction takes two products at once, but Intel's processors issue it so seldom that bf16 products
+    take 1.4 to 1.7 times as long as fp32 ones. (They have AMX for them, which a virtual machine may hide.)
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -39,6 +39,7 @@ from vaelab.runtime import (
     StepNoise,
     epoch_order,
     generator,
+    has_fast_bf16,
     keep_freed_memory,
     machine,
     reseed,
@@ -78,7 +79,9 @@ class Trainer:
         keep_freed_memory()
         self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
-        log.info("computing in %s on %s", self.precision, machine(device))
+        slower = self.precision == "bf16" and device.type == "cpu" and not has_fast_bf16(device)
+        hint = ", where fp32 is faster (--precision auto)" if slower else ""
+        log.info("computing in %s on %s%s", self.precision, machine(device), hint)
         if self.batch_size < run.training.batch_size:
             log.info("batch size %d: there are no more training images", self.batch_size)
         if self.batch_size % self.team.world:
