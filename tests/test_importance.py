@@ -1,5 +1,6 @@
 """Importance sampling against a model whose log-likelihood is known exactly, per example; and proof that it would show."""
 
+import contextlib
 import math
 import os
 import subprocess
@@ -161,6 +162,23 @@ def test_a_compiler_that_fails_costs_a_line_and_no_number(tmp_path):
     done = subprocess.run([sys.executable, "-c", listen + UNCOMPILED], capture_output=True, text=True,
                           env={**os.environ, **broken})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_threads_beside_one_that_compiles_share_no_casts(compiling, trained, digits, monkeypatch):
+    """Casts that autocast keeps are behind a lock, at which two such threads can wait for each other for ever."""
+    keeps = []
+    plain = trained.log_px
+
+    def log_px(*given):
+        keeps.append(torch.is_autocast_cache_enabled())
+        return plain(*given)
+
+    monkeypatch.setattr(importance, "compiled_log_px", lambda model: contextlib.nullcontext())
+    monkeypatch.setitem(vars(trained), "log_px", log_px)
+    rows(trained, digits, num_samples=20, rows=4, bf16=True, compiling=compiling)
+    assert keeps
+    assert all(kept is not compiling for kept in keeps)
 
 
 def test_windows_on_noise_are_the_noise():

@@ -111,7 +111,7 @@ def importance_rows(
     if num_samples < 1:
         raise UsageError(f"--num-samples {num_samples}: must be at least 1")
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
-    scorer = _Scorer(model, data, split, num_samples, bf16)
+    scorer = _Scorer(model, data, split, num_samples, bf16, compiling)
     limit = _CPU_DECODES if data.train.device.type == "cpu" else _GPU_DECODES
     decodes = min(limit, memory // (workers * decode_bytes(model)))
     if decodes < 1:
@@ -175,6 +175,7 @@ class _Scorer:
     split: str
     num_samples: int
     bf16: bool
+    compiling: bool
 
     def score(self, rows: slice, decodes: int) -> Values:
         """Bounds and effective sample size of these rows."""
@@ -184,7 +185,10 @@ class _Scorer:
         noise = SampleNoise(RowNoise(EVALUATION_SEED, rows.start, device, block=1), self.num_samples)
         at_once = max(1, decodes // len(batch.x))
         pieces: list[Tensor] = []
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        # autocast keeps weights that it has cast, behind a lock of the process. A thread that compiles comes to it with
+        # Python's lock in hand; one that drops such casts asks for Python's behind it. Where it compiles, none is kept.
+        keep = not self.compiling
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=keep):
             for noise.first in range(0, self.num_samples, at_once):
                 count = min(at_once, self.num_samples - noise.first)
                 pieces.append(self.model.draw(batch.x, num_samples=count, noise=noise).log_w.double())
