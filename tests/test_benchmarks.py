@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler or no headers of Python here")
 def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path):
     out = tmp_path / "gpu.json"
-    options = ["--device", "cpu", "--steps", "1", "--recipes", "mlp", "--seeds", "--out", str(out)]
+    options = ["--device", "cpu", "--steps", "3", "--recipes", "mlp", "--seeds", "--out", str(out)]
     done = subprocess.run([sys.executable, "benchmarks/gpu.py", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(out.read_text())
