@@ -18,7 +18,7 @@ import torch
 from vaelab import recipes
 from vaelab.compiling import can_compile
 from vaelab.config import override
-from vaelab.distributed import LostProcessError, Team
+from vaelab.distributed import LostProcessError, Team, leads, team
 from vaelab.errors import FailureError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory, Table
@@ -389,6 +389,26 @@ def test_the_line_about_a_lost_process_is_not_cut_off_by_the_signal_that_follows
     finally:
         signal.signal(signal.SIGTERM, before)
     assert calls == [0]
+
+
+def test_each_process_computes_on_its_gpu_from_the_start(monkeypatch):
+    """And stays there: what names no device, such as an exchange, would take the first."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    for name, result in {"get_rank": 1, "get_world_size": 2, "barrier": None, "destroy_process_group": None}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda result=result: result)
+    with team(torch.device("cuda", 1)) as joined:
+        assert (joined.rank, joined.world) == (1, 2)
+    assert calls == [torch.device("cuda", 1), "cpu:gloo,cuda:nccl"]
+
+
+def test_a_rank_without_others_is_no_reason_to_write_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert leads()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not leads()
 
 
 def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path):

@@ -123,6 +123,19 @@ def test_a_device_that_is_not_there_is_named():
         resolve_device("tpu9")
 
 
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert resolve_device(name) == torch.device("cuda", 0)
+        with monkeypatch.context() as second:
+            second.setenv("LOCAL_RANK", "1")
+            assert resolve_device(name) == torch.device("cuda", 1)
+            second.setenv("LOCAL_RANK", "2")
+            with pytest.raises(UsageError, match="no GPU is left for process 2: start 2 at most"):
+                resolve_device(name)
+
+
 @given(st.floats(0, 2000, allow_nan=False))
 def test_schedules_stay_within_their_ends(step):
     for schedule in (schedules.linear(1.0, 3.0, 100), schedules.cosine(3.0, 1.0, 100), schedules.cyclic(1.0, 3.0, 20)):

@@ -28,7 +28,11 @@ class LostProcessError(FailureError):
 
 def leads() -> bool:
     """Whether this process is the one that prints and writes: the first that torchrun has started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return _is_alone() or os.environ.get("RANK", "0") == "0"
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 class Memory(Protocol):
@@ -63,7 +67,7 @@ class Team:
     def __init__(self, rank: int = 0, world: int = 1, memory: Memory | None = None) -> None:
         self.rank, self.world, self.memory = rank, world, memory
         self._wish = 0.0
-        self._heard: float | Tensor = 0.0
+        self._heard = 0.0
         self._messages: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -77,7 +81,7 @@ class Team:
         The wish travels with what is averaged anyway, so that all hear of it at the same place and none goes on alone.
         """
         self._wish = float(stop)
-        return stop if self.world == 1 else bool(self._heard > 0)
+        return stop if self.world == 1 else self._heard > 0
 
     def agree(self, able: bool) -> bool:
         """Whether all processes are able.
@@ -142,10 +146,7 @@ class Team:
             message[-2:] = torch.tensor(about)
             with failures():
                 dist.all_reduce(message)
-            if rows.is_cuda:  # which would have to be waited for
-                self._heard = message[-2].clone()
-            else:
-                self._hear(float(message[-2]), float(message[-1]), count)
+            self._hear(*message[-2:].tolist(), count)  # a GPU is waited for, once a step
             rows /= self.world
 
     def _hear(self, wishes: float, counted: float, count: int) -> None:
@@ -197,9 +198,11 @@ def team(device: torch.device) -> Generator[Team]:
     Raises:
         FailureError: if the others cannot be reached.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if _is_alone():
         yield Team()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL and the compiler take each process to be
     with failures():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # votes are on the CPU
     joined = Team(dist.get_rank(), dist.get_world_size())

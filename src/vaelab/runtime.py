@@ -226,13 +226,18 @@ def reseed(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 
+    Of several GPUs ``auto`` and ``cuda`` take the one of this process, as torchrun counts those of a machine.
+
     Raises:
         UsageError: if the name is unknown or the device is not on this machine.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= count:
+            raise UsageError(f"no GPU is left for process {own}: start {count} at most, or give --device cpu")
+        return torch.device("cuda", own)
     try:
-        device = torch.device(name)
+        device = torch.device("cpu" if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
