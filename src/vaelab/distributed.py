@@ -11,13 +11,16 @@ import functools
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
-from typing import Protocol, TypeVar, final, runtime_checkable
+from typing import TYPE_CHECKING, TypeVar, final
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from vaelab.errors import FailureError
+
+if TYPE_CHECKING:
+    from vaelab.sharing import SharedMemory
 
 T = TypeVar("T")
 
@@ -35,25 +38,6 @@ def _is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-class Memory(Protocol):
-    """Memory that all processes write into and read."""
-
-    count: int
-    """fp32 values of each that fit."""
-
-    def rows(self, count: int) -> Tensor:
-        """Where each process writes (world, count) until they meet, and reads until they meet again."""
-        ...
-
-    def meet(self, *numbers: float) -> tuple[float, ...]:
-        """Wait until all processes have called this, which each does when it has written; the sums of their numbers."""
-        ...
-
-    def close(self) -> None:
-        """Meet no more."""
-        ...
-
-
 @final
 class Team:
     """This process among those that train together.
@@ -64,7 +48,7 @@ class Team:
         memory: what the processes of one machine share; None sends everything as messages.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, memory: Memory | None = None) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, memory: SharedMemory | None = None) -> None:
         self.rank, self.world, self.memory = rank, world, memory
         self._wish = 0.0
         self._heard = 0.0
@@ -180,15 +164,6 @@ class Team:
     def share(self, items: Iterable[T]) -> Iterator[T]:
         """This process's part of some work."""
         return itertools.islice(items, self.rank, None, self.world)
-
-
-@runtime_checkable
-class Moving(Protocol):
-    """A part of a model that moves by what it saw in a step, as averages do, and not by a gradient."""
-
-    def move(self, team: Team) -> None:
-        """Move by what the last training batch showed, that of all processes together; called after each step."""
-        ...
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from vaelab.config import Run, require_effect
 from vaelab.data.augment import Motion, augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
-from vaelab.distributed import Moving, Team
+from vaelab.distributed import Team
 from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE, Batch
 from vaelab.networks import Decoder, initialise
@@ -100,7 +100,6 @@ class Trainer:
             self.model.prior_part.start_at(self._some_images(self.model.prior_part.spec.num_components))
         if isinstance(self.model.posterior_head, VectorQuantized):
             self._start_codebook(self.model.posterior_head)
-        self.moving = [part for part in self.model.modules() if isinstance(part, Moving)]
         self.networks = self._build_networks()
         self._no_parts = self._require_fit()
         self.names = term_names(run.objective)
@@ -203,8 +202,8 @@ class Trainer:
         if self._way is None:
             self._way = self._choose_way()
         terms = self._way(objective, batch, noise)
-        for part in self.moving:
-            part.move(self.team)
+        if isinstance(self.model.posterior_head, VectorQuantized):
+            self.model.posterior_head.move(self.team)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.terms[within] = terms

@@ -134,7 +134,7 @@ class VectorQuantized(nn.Module):
             self._start(z_e[row % len(z_e), (row + row // len(z_e)) % self.sites])
 
     def move(self, team: Team) -> None:
-        """Move the codebook to what the last training batch showed, that of all processes together."""
+        """Move the codebook to what the last training batch showed, that of all processes together; after each step."""
         with torch.no_grad():
             seen, half = self.seen.clone(), 1 + self.spec.code_dim
             # Each restart comes from one process: the mean with the others' zeros, times their number.
