@@ -448,8 +448,8 @@ def test_traced_steps_take_the_same_way(kind, digits, uncompiled):
     for trainer in (plain, compiled):
         for _ in range(4):
             trainer.train_step()
-    assert isinstance(compiled._way, CompiledStep)
-    assert not compiled._way._failed
+    assert isinstance(compiled._take_step, CompiledStep)
+    assert not compiled._take_step._failed
     torch.testing.assert_close(compiled.terms[:4], plain.terms[:4], rtol=1e-4, atol=1e-3)
     for (name, a), b in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4, msg=name)

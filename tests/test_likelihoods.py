@@ -377,8 +377,8 @@ def test_training_can_start_from_the_mean_image(spec, digits):
 def test_compiled_steps_are_the_plain_ones(digits):
     spec = specs.OptimalGaussian()  # the one with a buffer that a step changes
     plain, compiled = (trained(spec, digits, compile=way) for way in ("off", "on"))
-    assert isinstance(compiled._way, CompiledStep)
-    assert not compiled._way._failed
+    assert isinstance(compiled._take_step, CompiledStep)
+    assert not compiled._take_step._failed
     torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-4, atol=1e-3)
     assert not torch.equal(compiled.terms, plain.terms), "nothing was compiled"
     ours, theirs = (float(trainer.model.likelihood_head.log_sigma) for trainer in (compiled, plain))

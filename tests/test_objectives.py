@@ -837,8 +837,8 @@ def test_the_traced_step_is_the_plain_one(rule, digits, uncompiled):
         trainer.optimizers = {name: torch.optim.SGD(group, 1e-4) for name, group in trainer.groups.items()}
         for _ in range(5):
             trainer.train_step()
-    assert isinstance(traced._way, CompiledStep)
-    assert not traced._way._failed
+    assert isinstance(traced._take_step, CompiledStep)
+    assert not traced._take_step._failed
     torch.testing.assert_close(traced.terms[:5], plain.terms[:5], rtol=1e-5, atol=1e-3)
     for kind in ("model", "networks"):
         for name, value in getattr(plain, kind).state_dict().items():
@@ -849,8 +849,8 @@ def test_the_traced_step_is_the_plain_one(rule, digits, uncompiled):
 def test_the_compiled_step_of_two_groups_is_the_plain_one(digits):
     run = dataclasses.replace(TINY, objective=objectives.Factor(critic_dims=(16,)))
     plain, compiled = (trained(run, digits, 10, way) for way in ("off", "on"))
-    assert isinstance(compiled._way, CompiledStep)
-    assert not compiled._way._failed
+    assert isinstance(compiled._take_step, CompiledStep)
+    assert not compiled._take_step._failed
     torch.testing.assert_close(compiled.terms[:10], plain.terms[:10], rtol=1e-4, atol=1e-3)
     for name, value in plain.networks.state_dict().items():
         torch.testing.assert_close(compiled.networks.state_dict()[name], value, rtol=1e-3, atol=1e-4)

@@ -559,16 +559,16 @@ def are_one(plain, compiled) -> bool:
 def test_steps_are_traced_with_the_numbers_of_plain_ones(name, digits, uncompiled):
     """The graph that the compiler is given; a posterior whose step depends on its data could not be traced."""
     plain, traced = both_ways(replace(RUN, **TRACED[name]), digits)
-    assert isinstance(traced._way, CompiledStep)
-    assert not traced._way._failed
+    assert isinstance(traced._take_step, CompiledStep)
+    assert not traced._take_step._failed
     assert are_one(plain, traced)
 
 
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")
 def test_steps_are_compiled_with_the_numbers_of_plain_ones(digits):
     plain, compiled = both_ways(replace(RUN, **TRACED["iaf"]), digits)
-    assert isinstance(compiled._way, CompiledStep)
-    assert not compiled._way._failed
+    assert isinstance(compiled._take_step, CompiledStep)
+    assert not compiled._take_step._failed
     assert are_one(plain, compiled)
 
 

@@ -30,7 +30,7 @@ def first_terms(precision: str, compiled: str, data: v.data.Dataset) -> torch.Te
     trainer = Trainer(run, data, CPU)
     for _ in range(20):
         trainer.train_step()
-    assert compiled == "off" or not trainer._way._failed
+    assert compiled == "off" or not trainer._take_step._failed
     return trainer.terms[:20]
 
 

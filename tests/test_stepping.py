@@ -78,9 +78,9 @@ def test_compiled_and_plain_steps_take_the_same_way(name):
     run = RUNS[name]
     data = v.load("digits", protocol=run.data.protocol)
     plain, compiled = (trained(run, data, way, 20) for way in ("off", "on"))
-    assert isinstance(compiled._way, CompiledStep)
-    assert compiled._way.update is not None
-    assert not compiled._way._failed
+    assert isinstance(compiled._take_step, CompiledStep)
+    assert compiled._take_step.update is not None
+    assert not compiled._take_step._failed
     torch.testing.assert_close(compiled.terms[:20], plain.terms[:20], rtol=2e-5, atol=1e-4)
     assert not torch.equal(compiled.terms, plain.terms), "nothing was compiled"
     for (key, a), b in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
@@ -116,8 +116,8 @@ def test_gradients_alone_are_compiled_for_an_optimizer_that_is_not_adam(digits):
         trainer.optimizers = {"model": torch.optim.SGD(trainer.groups["model"], 1e-4)}
         for _ in range(10):
             trainer.train_step()
-    assert compiled._way.update is None
-    assert not compiled._way._failed
+    assert compiled._take_step.update is None
+    assert not compiled._take_step._failed
     for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)
 
@@ -266,7 +266,7 @@ def test_long_runs_are_compiled_and_short_ones_are_not(digits):
 
 def test_the_plain_step_is_the_reference(digits):
     trainer = trained(MLP, digits, "off", 1)
-    assert isinstance(trainer._way, PlainStep)
+    assert isinstance(trainer._take_step, PlainStep)
 
 
 # --- batch norm ------------------------------------------------------------------------------------------------------

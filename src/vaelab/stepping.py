@@ -16,7 +16,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,11 @@ log = logging.getLogger("vaelab")
 
 Descend = Callable[[Sequence[str]], Tensor]
 
+Step = Callable[[Objective, Batch, Noise], Tensor]
+"""A way to take steps: takes one, and returns its terms (T,) in the order of ``term_names``."""
 
 _Function = Callable[..., Sequence[Tensor]]
 """What the compiler makes: tensors in, tensors out."""
-
-
-class Step(Protocol):
-    """A way to take steps."""
-
-    def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
-        """Take one, and return its terms (T,) in the order of ``term_names``."""
-        ...
 
 
 def term_names(objective: Objective) -> tuple[str, ...]:

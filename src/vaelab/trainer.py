@@ -106,7 +106,8 @@ class Trainer:
         self.groups = run.objective.groups(self.model, self.networks)
         self.schedule = run.schedule.schedule(self.steps_per_epoch, run.training.epochs)
         self.optimizers = {name: run.optimizer.build(group, self.schedule(0)) for name, group in self.groups.items()}
-        self.plateaus = [_plateau(run.schedule, optimizer) for optimizer in self.optimizers.values()]
+        plateau = run.schedule if isinstance(run.schedule, specs.Plateau) else None
+        self.plateaus = [_plateau(plateau, optimizer) for optimizer in self.optimizers.values() if plateau]
         self.average = _average(self.model, run.training.ema_decay)
         self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
@@ -125,7 +126,7 @@ class Trainer:
             way = "share memory" if self.team.memory else "send each other messages"
             log.info("%d processes, which %s", self.team.world, way)
         self.order = torch.empty(0)
-        self._way: Step | None = None
+        self._take_step: Step | None = None
 
     def _some_images(self, count: int) -> Tensor:
         """Training images (at most ``count``, C, H, W), always the same."""
@@ -195,13 +196,13 @@ class Trainer:
         if self.has_dropout or self.run.objective.samples:
             reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
-        if not isinstance(self.run.schedule, specs.Plateau):
+        if not self.plateaus:
             for optimizer in self.optimizers.values():
                 for settings in optimizer.param_groups:
                     settings["lr"] = self.schedule(self.step)
-        if self._way is None:
-            self._way = self._choose_way()
-        terms = self._way(objective, batch, noise)
+        if self._take_step is None:
+            self._take_step = self._choose_step()
+        terms = self._take_step(objective, batch, noise)
         if isinstance(self.model.posterior_head, VectorQuantized):
             self.model.posterior_head.move(self.team)
         if self.average is not None:
@@ -209,7 +210,7 @@ class Trainer:
         self.terms[within] = terms
         self.step += 1
 
-    def _choose_way(self) -> Step:
+    def _choose_step(self) -> Step:
         plain = PlainStep(self.model, self.networks, self.groups, self._pixels, self._autocast, self._descend)
         if not self.compiled:
             return plain
@@ -330,8 +331,7 @@ class Trainer:
             self.best = (loss, self.epoch)
             self.best_weights = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         for plateau in self.plateaus:
-            if plateau is not None:
-                plateau.step(loss)
+            plateau.step(loss)
         patience = self.run.training.patience
         self.stopped = patience is not None and self.epoch - self.best[1] >= patience
 
@@ -361,13 +361,13 @@ class Trainer:
             "networks": self.networks.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "plateaus": [None if plateau is None else plateau.state_dict() for plateau in self.plateaus],
+            "plateaus": [plateau.state_dict() for plateau in self.plateaus],
             "terms": self.terms,
         }
 
     def load_state(self, state: dict[str, Any], best_weights: dict[str, Tensor] | None) -> None:
         """Take up the state of a checkpoint."""
-        self._way = None  # a compiled step holds on to the optimizers' state, which is now replaced
+        self._take_step = None  # a compiled step holds on to the optimizers' state, which is now replaced
         self.step, self.best_weights = state["step"], best_weights
         self.best = None if state["best"] is None else tuple(state["best"])
         # A run that had come to its end by early stopping stays ended; more epochs do not revive it.
@@ -378,9 +378,9 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        for plateau, saved in zip(self.plateaus, state["plateaus"], strict=True):
-            if plateau is not None:
-                plateau.load_state_dict(saved)
+        # Not strict: where there are none, earlier checkpoints hold None for each optimizer.
+        for plateau, saved in zip(self.plateaus, state["plateaus"], strict=False):
+            plateau.load_state_dict(saved)
         self.terms.copy_(state["terms"])
 
     def resolved(self) -> dict[str, Any]:
@@ -399,9 +399,7 @@ class Trainer:
         }
 
 
-def _plateau(schedule: Any, optimizer: Optimizer) -> ReduceLROnPlateau | None:
-    if not isinstance(schedule, specs.Plateau):
-        return None
+def _plateau(schedule: specs.Plateau, optimizer: Optimizer) -> ReduceLROnPlateau:
     return ReduceLROnPlateau(
         optimizer, factor=schedule.lr_factor, patience=schedule.lr_patience, min_lr=schedule.min_lr, threshold=0.0
     )
