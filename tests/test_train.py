@@ -164,6 +164,24 @@ def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(uninterrup
     assert same_bits(RunFolder.open(Path(out)).load_best(), uninterrupted["mlp"][1])
 
 
+def test_a_path_is_a_data_set_too(tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((50, 9, 9)))
+    assert fit(override(RUNS["mlp"], epochs=1), tmp_path / "a.npy").shape == (1, 9, 9)
+
+
+def test_a_run_on_data_that_were_loaded_says_how(tmp_path):
+    """So that its folder can be measured and gone on with."""
+    data, run = v.load("digits", protocol="threshold", validation_size=100), override(recipe("mlp"), epochs=1)
+    fit(run, data, out=tmp_path / "run")
+    kept = RunFolder.open(tmp_path / "run").run.data
+    assert (kept.source, kept.protocol, kept.validation_size) == ("digits", "threshold", 100)
+    assert main(["evaluate", str(tmp_path / "run"), "--only", "elbo"]) == 0
+    fit(override(run, epochs=2), data, out=tmp_path / "run", resume=True)
+    assert len(RunFolder.open(tmp_path / "run").history()) == 2
+
+
 def test_fit_works_off_the_main_thread(digits):
     errors = []
 

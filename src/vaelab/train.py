@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Epoch:
 
 def fit(
     run: Run,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -77,10 +77,11 @@ def fit(
 
     Args:
         run: the configuration.
-        data: the name or path of a data set in place of the run's own, or one that is loaded.
+        data: in place of the run's own: a name, a path, or a data set that is loaded, whose source, protocol and sizes
+            the run then has.
         out: the run folder; None writes nothing.
-        resume: go on with the run in ``out``; its configuration must be the same, but for precision, device, threads,
-            and more epochs on a schedule that does not depend on their number.
+        resume: go on with the run in ``out``; its configuration must be the same, but for precision, compile, device,
+            threads, and more epochs on a schedule that does not depend on their number.
         on_epoch_end: functions to call after each epoch.
         display: shows progress; None shows nothing.
 
@@ -90,8 +91,10 @@ def fit(
         FailureError: if the data cannot be read, the disk is full, or the loss is no longer finite.
         InterruptedRun: on Ctrl-C, if there is a folder, after the run was saved.
     """
-    if isinstance(data, str):
-        run = override(run, data=data)
+    if isinstance(data, str | Path):
+        run, data = override(run, data=str(data)), None
+    elif data is not None and data.asked is not None:
+        run = replace(run, data=data.asked)
     run = with_absolute_path(run)
     folder = _folder(out, resume)
     if folder is not None and resume:
@@ -100,7 +103,7 @@ def fit(
     generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     held = folder.held() if folder is not None and leads() else contextlib.nullcontext()
     with threads(run.training.threads), generators, team(device) as together:
-        dataset = data if isinstance(data, Dataset) else load_data(run)
+        dataset = load_data(run) if data is None else data
         trainer = Trainer(run, dataset.to(device), device, together)
         with held:
             if folder is not None:

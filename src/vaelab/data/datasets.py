@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaelab.config import Data
 from vaelab.data.readers import Images
 from vaelab.data.sources import Factors, Pool, Reading, find
 from vaelab.errors import UsageError
@@ -118,6 +120,7 @@ class Dataset:
         binary: every pixel that a model sees is 0 or 1.
         classes: names of the classes, or None.
         factors: what made images (N, F), by their row numbers (N,), the ``index`` of a batch; None: that is not known.
+        asked: what ``load`` was asked for, as a run records it; None: it was put together otherwise.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Dataset:
     binary: bool
     classes: tuple[str, ...] | None
     factors: Factors | None = None
+    asked: Data | None = None
 
     @property
     def shape(self) -> Shape:
@@ -198,7 +202,7 @@ class Dataset:
 
 
 def load(
-    source: str,
+    source: str | Path,
     *,
     protocol: Protocol = "grey",
     validation_size: float | None = None,
@@ -219,9 +223,13 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1437, 180, 180, (1, 28, 28))
     """
-    pool = find(source, reading or Reading())
+    source, reading = str(source), reading or Reading()
+    asked = Data(
+        source, protocol, validation_size, test_size, reading.image_size, reading.channels, reading.value_range
+    )
+    pool = find(source, reading)
     if isinstance(pool.train.x, np.memmap):
-        return _streamed(pool, protocol, validation_size, test_size)
+        return replace(_streamed(pool, protocol, validation_size, test_size), asked=asked)
     parts = _split(pool, validation_size, test_size)
     binary = pool.train.binary and (pool.test is None or pool.test.binary)
     if not binary and protocol != "grey":
@@ -235,7 +243,7 @@ def load(
         for images, index in zip(parts, _indices(pool, parts), strict=True)
     ]
     binary = binary or protocol != "grey"
-    return Dataset(pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors)
+    return Dataset(pool.name, protocol, *splits, binary, pool.train.classes, pool.factors, asked)
 
 
 def _streamed(pool: Pool, protocol: Protocol, validation_size: float | None, test_size: float | None) -> Dataset:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Reading:
     """How to read a path: what the user said of its images, where the files do not."""
 
     image_size: tuple[int, int] | None = None
-    channels: int | None = None
+    channels: Literal[1, 3] | None = None
     value_range: Range = "auto"
 
 
