@@ -22,6 +22,7 @@ def test_every_recipe_survives_json(name):
     assert printed["recipe"] == name
     if "beta" in flat(run):
         assert printed["beta"] == str(run.objective.beta)
+    assert printed["likelihood"] == ("auto" if run.likelihood is None else type(run.likelihood).__name__)
     assert printed["batch_size"] == str(run.training.batch_size)
 
 

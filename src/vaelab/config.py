@@ -140,7 +140,8 @@ class Run:
         """The run as the table that it is."""
         leaves = flat(self)
         width = max(map(len, leaves))
-        slots = (f"{slot:{width}}  {type(getattr(self, slot)).__name__}" for slot in _choices())
+        parts = {slot: getattr(self, slot) for slot in _choices()}
+        slots = (f"{slot:{width}}  {'auto' if part is None else type(part).__name__}" for slot, part in parts.items())
         values = (f"{name:{width}}  {leaf.value}" for name, leaf in leaves.items())
         return "\n".join([f"{'recipe':{width}}  {self.recipe}", *slots, *values])
 
