@@ -264,6 +264,14 @@ def test_long_runs_are_compiled_and_short_ones_are_not(digits):
     assert compiling.choose("auto", large, 256, steps, CPU)
 
 
+def test_what_is_done_once_a_batch_is_counted_once(monkeypatch):
+    """A VampPrior encodes 500 pseudo-inputs a batch, not an image: an epoch takes some ten seconds."""
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
+    vamp = build_model(recipe("vamp"), (1, 28, 28))
+    assert not compiling.choose("auto", vamp, 250, 200, CPU)
+    assert compiling.choose("auto", vamp, 250, 20_000, CPU)
+
+
 def test_the_plain_step_is_the_reference(digits):
     trainer = trained(MLP, digits, "off", 1)
     assert isinstance(trainer._take_step, PlainStep)

@@ -153,9 +153,10 @@ def choose(requested: str, model: VAE, rows: int, steps: int, device: torch.devi
     if requested == "on":
         return True
     with _Operations() as counted, torch.no_grad():
-        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
+        # All rows: what is done once a batch, such as encoding pseudo-inputs, is no part of each.
+        model.eval().draw(torch.zeros(rows, *model.shape, device=device), noise=RowNoise(0, device=device))
     # A backward pass is two products for each of the forward pass.
-    seconds = steps * (2e-3 + 3 * counted.total * rows / 1e11)
+    seconds = steps * (2e-3 + 3 * counted.total / 1e11)
     if seconds > WORTH and not able:
         log.info("no C++ compiler is found here: steps are not compiled, and slower")
     return seconds > WORTH and able
