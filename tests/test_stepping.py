@@ -149,6 +149,11 @@ def test_other_rules_are_refused(options):
         AdamUpdate({"all": torch.optim.Adam([nn.Parameter(torch.ones(2))], **options)}, None)
 
 
+def test_an_optimizer_that_is_not_adam_is_refused():
+    with pytest.raises(CannotCompileError, match="SGD"):
+        AdamUpdate({"all": torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1, weight_decay=0.1)}, None)
+
+
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 SMALL = ["train", "conv-beta", "--data", "digits", "--batch-size", "256", "--encoder-conv-channels", "4",

@@ -41,8 +41,10 @@ class AdamUpdate:
         steps: list[Tensor] = []
         for name, optimizer in optimizers.items():
             (settings,) = optimizer.param_groups
-            coupled = settings["weight_decay"] and not settings["decoupled_weight_decay"]
-            if not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"] or coupled:
+            if (
+                not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"]
+                or (settings["weight_decay"] and not settings["decoupled_weight_decay"])
+            ):  # fmt: skip
                 raise CannotCompileError(f"{type(optimizer).__name__} with these settings")
             self._settings[name] = settings
             for parameter in settings["params"]:
