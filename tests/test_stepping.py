@@ -219,6 +219,33 @@ class TwoSteps(ELBO):
         return {"loss": (distortion + rate).detach(), "distortion": distortion.detach(), "rate": rate.detach()}
 
 
+@dataclass(frozen=True)
+class Untraceable(ELBO):
+    """A gradient that is no function of known operations: of a branch, of a tensor at large, or of too few parameters."""
+
+    kind: str = "branch"
+    one = torch.ones(())
+
+    def losses(self, model, networks, batch, noise):
+        draw = model.draw(batch.x, noise=noise)
+        distortion, rate = -draw.log_px.mean(), draw.kl.sum(0).mean()
+        loss = rate if self.kind == "rate" else distortion + rate
+        if self.kind == "branch" and rate < 0:
+            loss = distortion
+        yield "model", loss * self.one if self.kind == "tensor" else loss
+        return {"loss": loss.detach(), "distortion": distortion.detach(), "rate": rate.detach()}
+
+
+@pytest.mark.parametrize("kind", ["branch", "tensor", "rate"])
+def test_an_objective_that_cannot_be_traced_costs_a_line_and_no_number(kind, digits, caplog, uncompiled):
+    run = dataclasses.replace(MLP, objective=Untraceable(kind=kind))
+    with caplog.at_level(logging.WARNING):
+        plain, compiled = (trained(run, digits, way, 2) for way in ("off", "on"))
+    (line,) = said(caplog)
+    assert "cannot be compiled" in line
+    assert torch.equal(plain.terms, compiled.terms)
+
+
 @needs_compiler
 def test_an_objective_of_several_steps_costs_a_line_and_no_number(digits, caplog):
     run = dataclasses.replace(MLP, objective=TwoSteps())

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
@@ -157,7 +157,7 @@ class CompiledStep:
         """The function for this objective: another one where more than its weights has changed (a sample count)."""
         kind = self._weights.without(objective)
         if kind not in self._functions:
-            log.info("compiling the training step, once: 5 to 60 s (--compile off does without)")
+            log.info("compiling the training step: 10 to 60 s (--compile off does without)")
             self._functions[kind] = self._agreed(objective, batch)
         return self._functions[kind]
 
@@ -191,7 +191,7 @@ class CompiledStep:
         return [_mark_fixed(own)] if own.is_cuda else list(own.split(list(sizes)))
 
     def _agreed(self, objective: Objective, batch: Batch) -> _Traced:
-        """The compiled functions; with several processes not before all have them, so that all take the same way."""
+        """The compiled functions; with several processes not before all have them (on a GPU: have traced them)."""
         if self._team.world == 1:
             return self._compile(objective, batch)
         traced, error = None, None
@@ -239,11 +239,11 @@ class CompiledStep:
         # Traced twice: the first time tells which noise is asked for and what is trained: inputs of the second.
         device = batch.x.device
         table = {**BATCH_NORM, **TANH, **faster_convolutions(device)} if device.type == "cpu" else {}
-        make_fx(step, tracing_mode="fake")(*self._inputs(objective, batch, asked, None))
+        _graph_of(step, self._inputs(objective, batch, asked, None))
         sizes = [parameter.numel() for name in trained for parameter in self.plain.groups[name]]
         places = self._places(self._rows(sizes), sizes) if self._apart else []
         inputs = [*self._inputs(objective, batch, asked, None), *places]
-        graph = make_fx(step, table, tracing_mode="fake")(*inputs)
+        graph = _graph_of(step, inputs, table)
         faster_products(graph, batch.x.device)
         if self._apart and trained not in self._descents:
             self._descents[trained] = self._compile_descent(trained, sizes)
@@ -260,7 +260,7 @@ class CompiledStep:
             return [update(groups, gradients, list(inputs[state:]))]
 
         inputs = [self._rows(sizes), *self._descent()]
-        return self._made(make_fx(descend, tracing_mode="fake")(*inputs), inputs)
+        return self._made(_graph_of(descend, inputs), inputs)
 
     def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Of all parameters and buffers, those of each group."""
@@ -279,6 +279,20 @@ class CompiledStep:
         for tensor in (*self._state.values(), *([] if self.update is None else self.update.state)):
             _mark_fixed(tensor)  # all is launched at once; what changes in place stays
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options)
+
+
+def _graph_of(
+    function: _Function, inputs: Sequence[Tensor], table: Mapping[Any, Callable[..., Any]] | None = None
+) -> GraphModule:
+    """Trace a function, with what stands in the table in place of torch's operations.
+
+    Raises:
+        CannotCompileError: where values are asked for, as by a branch, or torch cannot trace it for another reason.
+    """
+    try:
+        return make_fx(function, table, tracing_mode="fake")(*inputs)
+    except (RuntimeError, AssertionError) as error:
+        raise CannotCompileError(reason(error)) from error
 
 
 def _mark_fixed(tensor: Tensor) -> Tensor:
