@@ -24,7 +24,7 @@ from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
 from vaelab.runtime import StepNoise, has_fast_bf16
-from vaelab.train import InterruptedRun, fit
+from vaelab.train import InterruptedRun, fit, interruptions
 from vaelab.trainer import Trainer
 
 SMALL_CONV = {"encoder_conv_channels": (4, 8), "decoder_conv_channels": (8, 4)}
@@ -195,6 +195,15 @@ def test_fit_works_off_the_main_thread(digits):
     thread.start()
     thread.join()
     assert not errors
+
+
+def test_a_ctrl_c_that_was_ignored_stays_ignored():
+    """As under nohup, where a termination signal alone ends a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptions() as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupted.is_set()
+    assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
 
 
 class TestResume:

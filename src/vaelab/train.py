@@ -259,7 +259,8 @@ def interruptions(*, enabled: bool = True, also: Sequence[int] = ()) -> Generato
 
     def ask(number: int, frame: Any) -> None:
         event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in before:
         signal.signal(number, ask)
