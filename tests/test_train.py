@@ -319,6 +319,14 @@ class TestResume:
             load_model(out)
         assert not Path("/tmp/vaelab-bomb").exists()
 
+    def test_what_was_half_written_is_removed_in_folders_too(self, out):
+        (out / "progress").mkdir()
+        halves = [out / ".last.pt.1.tmp", out / "progress" / ".epoch_0001.png.1.tmp"]
+        for half in halves:
+            half.write_bytes(b"half")
+        fit(override(RUNS["mlp"], epochs=1), out=out, resume=True)
+        assert not any(half.exists() for half in halves)
+
     def test_a_finished_run_stays_as_it_is(self, out):
         before = RunFolder.open(out).load_last()
         fit(override(RUNS["mlp"], epochs=1), out=out, resume=True)

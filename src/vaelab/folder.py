@@ -94,7 +94,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a run has left that was killed in the middle of a write, or went wrong."""
-        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("failure.json")):
+        for leftover in (*self.path.rglob(".*.tmp"), *self.path.glob("failure.json")):
             leftover.unlink()
 
     # configuration
