@@ -437,6 +437,14 @@ def test_fewer_images_than_a_batch_shrink_it_and_say_so(digits, caplog):
     assert "batch size 1437" in caplog.text
 
 
+def test_batch_normalisation_of_one_image_is_refused(tmp_path, capsys):
+    import numpy as np
+
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((3, 8, 8)))
+    assert main(["train", "conv-beta", "--data", str(tmp_path / "few.npy"), "--out", str(tmp_path / "run")]) == 2
+    assert "batch normalisation needs more than one image a step" in capsys.readouterr().err
+
+
 def test_uneven_batches_are_one_batch(digits):
     model = fit(override(RUNS["mlp"], epochs=1), digits)
     whole = elbo_terms(model, digits.batches("test", 180))

@@ -14,6 +14,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd  # the base of every dropout layer
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -92,6 +93,9 @@ class Trainer:
         self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
+        if self.rows_per_step == 1 and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            raise UsageError("batch normalisation needs more than one image a step: give more images or a larger "
+                             "--batch-size, or leave it out")  # fmt: skip
         require_fit(self.model.likelihood_head, data, ("train", "validation"))
         if run.training.init == "glorot":
             mean = data.train.mean().clamp(0.001, 0.999)
