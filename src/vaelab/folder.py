@@ -22,6 +22,7 @@ from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
 from vaelab.errors import FailureError, NotFiniteError, UsageError
+from vaelab.specs import WarmupCosine
 
 log = logging.getLogger("vaelab")
 
@@ -132,26 +133,28 @@ class RunFolder:
         Raises:
             UsageError: naming the first setting that differs and both its values.
         """
-        if "refit" in self.config():
+        content = self.config()
+        if "refit" in content:
             raise UsageError(
                 f"{self.path} holds a run whose prior was fitted after its training: it cannot be gone on with; train "
-                f"{self.config()['refit']['from']} further, then fit the prior again (vaelab refit)"
+                f"{content['refit']['from']} further, then fit the prior again (vaelab refit)"
             )
-        ours, theirs = flat(self.run), flat(run)
-        if run.recipe != self.run.recipe:
-            raise UsageError(f"{self.path} holds a run of {self.run.recipe}, not of {run.recipe}")
+        ours = from_json(content["run"])
+        if run.recipe != ours.recipe:
+            raise UsageError(f"{self.path} holds a run of {ours.recipe}, not of {run.recipe}")
         for slot in slots_with_choice():
-            kept, wanted = (getattr(part, "word", "auto") for part in (getattr(self.run, slot), getattr(run, slot)))
+            kept, wanted = (getattr(part, "word", "auto") for part in (getattr(ours, slot), getattr(run, slot)))
             if kept != wanted:
                 raise UsageError(f"--{slot} {wanted} differs from the {kept} of the run in {self.path}: leave it out")
-        for name, leaf in theirs.items():
-            kept = ours[name].value
-            if leaf.value == kept or name in MACHINE_SETTINGS or _may_extend(name, kept, leaf.value, run):
+        before, spread = flat(ours), isinstance(run.schedule, WarmupCosine)
+        for name, leaf in flat(run).items():
+            kept, wanted = before[name].value, leaf.value
+            longer = name == "epochs" and wanted > kept
+            if wanted == kept or name in MACHINE_SETTINGS or (longer and not spread):
                 continue
             flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} {leaf.value} differs from the {kept} of the run in {self.path}: leave it out{_why(name)}"
-            )
+            why = " (the schedule is spread over the epochs, so more of them would be another run)" if longer else ""
+            raise UsageError(f"{flag} {wanted} differs from the {kept} of the run in {self.path}: leave it out{why}")
         return run
 
     # history
@@ -215,15 +218,6 @@ class RunFolder:
     def load_best(self) -> dict[str, Any]:
         """The weights of ``best_model.pth``."""
         return load_tensors(self.path / "best_model.pth")
-
-
-def _may_extend(name: str, kept: Any, wanted: Any, run: Run) -> bool:
-    return name == "epochs" and wanted > kept and run.schedule.word in ("constant", "plateau")
-
-
-def _why(name: str) -> str:
-    """Why a longer run cannot be had by a resume, where one might expect it."""
-    return " (the schedule is spread over the epochs, so more of them would be another run)" if name == "epochs" else ""
 
 
 def source_commit() -> str | None:
