@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vaelab.config import Run
 from vaelab.errors import FailureError
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
-from vaelab.runtime import StepNoise, machine
+from vaelab.runtime import Noise, Sampler, StepNoise, machine
 from vaelab.trainer import Trainer, build_model
 
 MODES = (("fp32", "off"), ("fp32", "on"), ("bf16", "off"), ("bf16", "on"))
@@ -124,17 +124,15 @@ def correctness(data: v.data.Dataset, device: torch.device, steps: int) -> dict[
     return found
 
 
-class Given:
+class Given(Noise):
     """The same numbers on every device."""
 
     def __init__(self, eps: torch.Tensor) -> None:
         self.eps = eps
 
-    def normal(self, stream: str, shape: Any) -> torch.Tensor:
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> torch.Tensor:
         """Those numbers."""
         return self.eps.reshape(tuple(shape))
-
-    uniform = normal
 
 
 def peak(device: torch.device, kind: torch.dtype) -> float:

@@ -36,7 +36,7 @@ from vaelab.objectives.objective import means_of, sum_parts
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import UnitNormal
 from vaelab.recipes import recipe
-from vaelab.runtime import RowNoise, StepNoise
+from vaelab.runtime import Noise, RowNoise, StepNoise
 from vaelab.stepping import CompiledStep, _with_images
 from vaelab.train import fit
 from vaelab.trainer import Trainer, build_model
@@ -121,12 +121,12 @@ def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(kind, part, of)
     noise = NOISE
     exact = torch.cat([g.flatten() for g in gradient(parts_of(whole, model, batch)[part].mean(), parameters)])
 
-    class Choosing:  # the same samples, and other choices of them
+    class Choosing(Noise):  # the same samples, and other choices of them
         def __init__(self, step):
-            self.normal, self._other = noise.normal, StepNoise(1, step)
+            self._other = StepNoise(1, step)
 
-        def uniform(self, stream, shape):
-            return self._other.uniform(stream, shape)
+        def drawn(self, sampler, stream, shape):
+            return (noise if sampler is torch.randn else self._other).drawn(sampler, stream, shape)
 
     drawn = []
     for step in range(1600):

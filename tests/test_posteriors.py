@@ -27,7 +27,7 @@ from vaelab.posteriors.sphere import AngleLaw, log_area
 from vaelab.priors.flow import FlowDistribution
 from vaelab.priors.sphere import UniformOnSphere
 from vaelab.recipes import recipe
-from vaelab.runtime import RowNoise, StepNoise
+from vaelab.runtime import Noise, RowNoise, StepNoise
 from vaelab.stepping import CompiledStep
 from vaelab.trainer import Trainer
 
@@ -44,18 +44,16 @@ REAL = [
 KINDS = ["coupling", "maf", "nsf"]
 
 
-class Given:
+class Given(Noise):
     """Noise that is given: every request for normal numbers (B, K, D) is answered with these."""
 
     def __init__(self, eps):
         self.eps = eps
 
-    def normal(self, stream, shape):
+    def drawn(self, sampler, stream, shape):
+        assert sampler is torch.randn, "no uniform numbers are asked for here"
         assert tuple(shape) == self.eps.shape
         return self.eps
-
-    def uniform(self, stream, shape):
-        raise AssertionError("no uniform numbers are asked for here")
 
 
 def random_posterior(spec, size=1, seed=0):

@@ -24,7 +24,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import generator
+from vaelab.runtime import Noise, Sampler, generator
 
 Graph = Literal["encoder", "decoder", "scorer"]
 OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
@@ -120,24 +120,17 @@ def _has_spread(model: VAE) -> bool:
 
 
 @final
-class _SameNoise:
+class _SameNoise(Noise):
     """Noise that is the same for every row and every call: drawn once, then constants of a graph."""
 
     def __init__(self) -> None:
         self._drawn: dict[tuple[object, ...], Tensor] = {}
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers, the same in each row."""
-        return self._rows(torch.randn, stream, shape)
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1), the same in each row."""
-        return self._rows(torch.rand, stream, shape)
-
-    def _rows(self, draw: Callable[..., Tensor], stream: str, shape: Sequence[int]) -> Tensor:
-        key = (draw, stream, *shape[1:])
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """Numbers that are the same in each row."""
+        key = (sampler, stream, *shape[1:])
         if key not in self._drawn:
-            self._drawn[key] = draw((1, *shape[1:]), generator=generator(0, "score", stream))
+            self._drawn[key] = sampler((1, *shape[1:]), generator=generator(0, "score", stream))
         return self._drawn[key].expand(shape[0], *shape[1:])
 
 

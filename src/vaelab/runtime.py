@@ -14,10 +14,11 @@ import os
 import platform
 import sys
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, final, runtime_checkable
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -39,8 +40,11 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(_derived_seed(*key))
 
 
-@runtime_checkable
-class Noise(Protocol):
+Sampler = Callable[..., Tensor]
+"""``torch.randn`` or ``torch.rand``."""
+
+
+class Noise(ABC):
     """Where every random number of training and evaluation comes from.
 
     ``stream`` names what the numbers are for (``"z"``, ``"binarize"``, ...): two streams are independent, and the same
@@ -49,16 +53,20 @@ class Noise(Protocol):
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers of this shape."""
-        ...
+        return self.drawn(torch.randn, stream, shape)
 
     def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1) of this shape."""
-        ...
+        return self.drawn(torch.rand, stream, shape)
+
+    @abstractmethod
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """What the sampler makes for this stream, of this shape."""
 
 
 @final
 @dataclass(frozen=True)
-class StepNoise:
+class StepNoise(Noise):
     """The noise of one training step, drawn for the global batch and sliced for this process.
 
     With ``world`` processes each asks for its own B rows; the draw is of ``world * B`` rows, of which it gets the
@@ -78,29 +86,17 @@ class StepNoise:
     rank: int = 0
     world: int = 1
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers; this rank's rows of the global draw."""
-        rows = torch.randn(self._global(shape), generator=self._generator(stream), device=self.device)
-        return self._slice(rows, shape[0])
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1); this rank's rows of the global draw."""
-        rows = torch.rand(self._global(shape), generator=self._generator(stream), device=self.device)
-        return self._slice(rows, shape[0])
-
-    def _generator(self, stream: str) -> torch.Generator:
-        return generator(self.seed, stream, self.step, device=self.device)
-
-    def _global(self, shape: Sequence[int]) -> list[int]:
-        return [shape[0] * self.world, *shape[1:]]
-
-    def _slice(self, rows: Tensor, size: int) -> Tensor:
-        return rows if self.world == 1 else rows[self.rank * size : (self.rank + 1) * size]
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """This rank's rows of the global draw."""
+        count, *rest = shape
+        key = generator(self.seed, stream, self.step, device=self.device)
+        rows = sampler([count * self.world, *rest], generator=key, device=self.device)
+        return rows if self.world == 1 else rows[self.rank * count : (self.rank + 1) * count]
 
 
 @final
 @dataclass(frozen=True)
-class RowNoise:
+class RowNoise(Noise):
     """Noise that belongs to the rows of a data set, not to the batches that it is read in.
 
     Row ``i`` gets the same numbers whatever the batch size, so an evaluation does not depend on how it was cut.
@@ -117,19 +113,12 @@ class RowNoise:
     # Rows are drawn in blocks, because seeding a generator for every single row would cost more than drawing from it.
     block: int = 256
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of these rows."""
-        return self._rows(torch.randn, stream, shape)
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1) of these rows."""
-        return self._rows(torch.rand, stream, shape)
-
-    def _rows(self, draw: _Draw, stream: str, shape: Sequence[int]) -> Tensor:
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """The numbers of these rows."""
         start, stop = self.first_row, self.first_row + shape[0]
         first_block = start // self.block
         blocks = [
-            draw(
+            sampler(
                 [self.block, *shape[1:]],
                 generator=generator(self.seed, stream, index, device=self.device),
                 device=self.device,
@@ -141,7 +130,7 @@ class RowNoise:
 
 
 @final
-class SampleNoise:
+class SampleNoise(Noise):
     """A window on noise that is drawn for many samples per example: samples ``first``, ``first + 1``, ... of ``total``.
 
     Posteriors ask for noise of shape (batch, samples, ...). Cut into windows, five thousand samples of an image fit in
@@ -154,28 +143,18 @@ class SampleNoise:
 
     def __init__(self, noise: Noise, total: int) -> None:
         self._noise, self._total, self.first = noise, total, 0
-        self._drawn: dict[tuple[str, str, tuple[int, ...]], Tensor] = {}
+        self._drawn: dict[tuple[Sampler, str, tuple[int, ...]], Tensor] = {}
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of this window's samples."""
-        return self._window(self._noise.normal, "normal", stream, shape)
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1) of this window's samples."""
-        return self._window(self._noise.uniform, "uniform", stream, shape)
-
-    def _window(
-        self, draw: Callable[[str, Sequence[int]], Tensor], kind: str, stream: str, shape: Sequence[int]
-    ) -> Tensor:
-        whole = (shape[0], self._total, *shape[2:])
-        key = (kind, stream, whole)
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """The numbers of this window's samples."""
+        key = sampler, stream, (shape[0], self._total, *shape[2:])
         if key not in self._drawn:
-            self._drawn[key] = draw(stream, whole)
+            self._drawn[key] = self._noise.drawn(*key)
         return self._drawn[key][:, self.first : self.first + shape[1]]
 
 
 @final
-class ChosenNoise:
+class ChosenNoise(Noise):
     """Some of the noise that is drawn for many samples per example: the samples ``index`` (B, J) of ``total``.
 
     Args:
@@ -187,22 +166,11 @@ class ChosenNoise:
     def __init__(self, noise: Noise, total: int, index: Tensor) -> None:
         self._noise, self._total, self._index = noise, total, index
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of the chosen samples."""
-        return self._choose(self._noise.normal, stream, shape)
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1) of the chosen samples."""
-        return self._choose(self._noise.uniform, stream, shape)
-
-    def _choose(self, draw: Callable[[str, Sequence[int]], Tensor], stream: str, shape: Sequence[int]) -> Tensor:
-        whole = draw(stream, (shape[0], self._total, *shape[2:]))
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """The numbers of the chosen samples."""
+        whole = self._noise.drawn(sampler, stream, (shape[0], self._total, *shape[2:]))
         index = self._index.reshape(*self._index.shape, *(1 for _ in shape[2:]))
         return whole.gather(1, index.expand(-1, -1, *shape[2:]))
-
-
-class _Draw(Protocol):
-    def __call__(self, size: Sequence[int], *, generator: torch.Generator, device: torch.device | str) -> Tensor: ...
 
 
 def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

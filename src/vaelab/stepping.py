@@ -31,7 +31,7 @@ from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.products import faster_convolutions, faster_products
-from vaelab.runtime import Noise
+from vaelab.runtime import Noise, Sampler
 from vaelab.updates import AdamUpdate, CannotCompileError, on_device
 
 log = logging.getLogger("vaelab")
@@ -166,7 +166,7 @@ class CompiledStep:
     ) -> list[Tensor]:
         """All that a step reads; without noise, zeros in its place."""
         device = batch.x.device
-        drawn = [torch.zeros(r.shape, device=device) if noise is None else r.of(noise) for r in asked]
+        drawn = [torch.zeros(r[2], device=device) if noise is None else noise.drawn(*r) for r in asked]
         updates = [] if self._apart else self._updates()
         return [*self._state.values(), *_images(batch), *drawn, *self._weights.of(objective), *updates]
 
@@ -352,41 +352,24 @@ class _Losses(nn.Module):
 # --- what a traced step is given ------------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class _Request:
-    """Some noise that was asked for."""
-
-    kind: str
-    stream: str
-    shape: tuple[int, ...]
-
-    def of(self, noise: Noise) -> Tensor:
-        """The numbers."""
-        draw = noise.normal if self.kind == "normal" else noise.uniform
-        return draw(self.stream, self.shape)
+_Request = tuple[Sampler, str, tuple[int, ...]]
+"""Some noise that was asked for: sampler, stream and shape."""
 
 
 @final
-class _GivenNoise:
+class _GivenNoise(Noise):
     """Noise whose numbers are given, request by request; a request that is new is noted, and answered with zeros."""
 
     def __init__(self, asked: list[_Request], given: Sequence[Tensor], device: torch.device) -> None:
         self._asked, self._device = asked, device
         self._given = dict(zip(asked, given, strict=True))
 
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of this shape."""
-        return self._find(_Request("normal", stream, tuple(shape)))
-
-    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1) of this shape."""
-        return self._find(_Request("uniform", stream, tuple(shape)))
-
-    def _find(self, request: _Request) -> Tensor:
+    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
+        """What is given for this request."""
+        request = sampler, stream, tuple(shape)
         if request not in self._given:
             self._asked.append(request)
-            self._given[request] = torch.zeros(request.shape, device=self._device)
+            self._given[request] = torch.zeros(shape, device=self._device)
         return self._given[request]
 
 
