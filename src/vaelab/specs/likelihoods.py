@@ -13,7 +13,6 @@ from vaelab.specs.spec import Spec, option
 class Bernoulli(Spec):
     """Likelihood of binary pixels, computed from logits; on grey pixels a cross-entropy, not a likelihood."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:Bernoulli"
     word: ClassVar[str] = "bernoulli"
 
 
@@ -25,7 +24,6 @@ class Bernoulli(Spec):
 class ContinuousBernoulli(Spec):
     """Likelihood of grey pixels: the Bernoulli's formula, normalised over [0, 1]."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:ContinuousBernoulli"
     word: ClassVar[str] = "continuous-bernoulli"
 
 
@@ -34,7 +32,6 @@ class ContinuousBernoulli(Spec):
 class Gaussian(Spec):
     """Likelihood of real-valued pixels: N(mean(z), sigma^2), one sigma for all pixels, learned or fixed."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:Gaussian"
     word: ClassVar[str] = "gaussian"
     sigma: float = option(0.3, "standard deviation of a pixel in [0, 1] (where learning starts from)")
     learn_sigma: bool = option(True, "learn sigma with the network")
@@ -45,7 +42,6 @@ class Gaussian(Spec):
 class OptimalGaussian(Spec):
     """Likelihood of real-valued pixels: N(mean(z), sigma^2), sigma^2 the mean squared error of the training batch."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:OptimalGaussian"
     word: ClassVar[str] = "optimal-gaussian"
 
 
@@ -54,7 +50,6 @@ class OptimalGaussian(Spec):
 class PixelGaussian(Spec):
     """Likelihood of real-valued pixels: N(mean(z), sigma(z)^2), a sigma for each pixel."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:PixelGaussian"
     word: ClassVar[str] = "pixel-gaussian"
     min_sigma: float = option(0.01, "soft lower bound of each pixel's sigma, for pixels in [0, 1]")
 
@@ -64,7 +59,6 @@ class PixelGaussian(Spec):
 class Laplace(Spec):
     """Likelihood of real-valued pixels: Laplace(mean(z), scale), one scale for all pixels, learned or fixed."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:Laplace"
     word: ClassVar[str] = "laplace"
     scale: float = option(0.2, "mean absolute deviation of a pixel in [0, 1] (where learning starts from)")
     learn_scale: bool = option(True, "learn the scale with the network")
@@ -78,7 +72,6 @@ class Laplace(Spec):
 class DiscretizedLogistic(Spec):
     """Likelihood of 8-bit pixels: a logistic of location loc(z), cut into 256 bins; one scale, learned or fixed."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:DiscretizedLogistic"
     word: ClassVar[str] = "discretized-logistic"
     scale: float = option(0.15, "scale of the logistic, for pixels in [0, 1] (where learning starts from)")
     learn_scale: bool = option(True, "learn the scale with the network")
@@ -89,7 +82,6 @@ class DiscretizedLogistic(Spec):
 class LogisticMixture(Spec):
     """Likelihood of 8-bit pixels: a mixture of logistics for each channel of each pixel, cut into 256 bins."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:LogisticMixture"
     word: ClassVar[str] = "logistic-mixture"
     num_components: int = option(5, "logistics in the mixture of a channel")
 
@@ -99,5 +91,4 @@ class LogisticMixture(Spec):
 class Categorical256(Spec):
     """Likelihood of 8-bit pixels: a probability for each of the 256 levels of a channel."""
 
-    part: ClassVar[str] = "vaelab.likelihoods:Categorical256"
     word: ClassVar[str] = "categorical"

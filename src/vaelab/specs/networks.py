@@ -13,7 +13,6 @@ from vaelab.specs.spec import Activation, Spec, option
 class MLPEncoder(Spec):
     """Fully connected layers on the flattened image."""
 
-    part: ClassVar[str] = "vaelab.networks:MLPEncoder"
     word: ClassVar[str] = "mlp"
     hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
     activation: Activation = option("relu", "non-linearity between layers")
@@ -24,7 +23,6 @@ class MLPEncoder(Spec):
 class MLPDecoder(Spec):
     """Fully connected layers from the latent vector to the parameters of every pixel."""
 
-    part: ClassVar[str] = "vaelab.networks:MLPDecoder"
     word: ClassVar[str] = "mlp"
     hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
     activation: Activation = option("relu", "non-linearity between layers")
@@ -35,7 +33,6 @@ class MLPDecoder(Spec):
 class ConvEncoder(Spec):
     """3x3 convolutions of stride 2, each halving the image, then optional fully connected layers."""
 
-    part: ClassVar[str] = "vaelab.networks:ConvEncoder"
     word: ClassVar[str] = "conv"
     conv_channels: tuple[int, ...] = option((32, 64, 128), "channels of each stride-2 convolution")
     hidden_dims: tuple[int, ...] = option((), "units of fully connected layers after the convolutions")
@@ -52,7 +49,6 @@ class ConvDecoder(Spec):
     ``conv_channels`` is in the order of the flow: (128, 64, 32) ends in an image made from 32 channels.
     """
 
-    part: ClassVar[str] = "vaelab.networks:ConvDecoder"
     word: ClassVar[str] = "conv"
     conv_channels: tuple[int, ...] = option((128, 64, 32), "channels that enter each transposed convolution")
     hidden_dims: tuple[int, ...] = option((), "units of fully connected layers before the convolutions")
@@ -65,7 +61,6 @@ class ConvDecoder(Spec):
 class ResidualEncoder(Spec):
     """4x4 convolutions of stride 2, each halving the image, then residual blocks; no dense layer."""
 
-    part: ClassVar[str] = "vaelab.networks:ResidualEncoder"
     word: ClassVar[str] = "residual"
     conv_channels: tuple[int, ...] = option((32, 64), "channels of each stride-2 convolution")
     residual_blocks: int = option(2, "residual blocks after the convolutions")
@@ -80,7 +75,6 @@ class ResidualDecoder(Spec):
     ``conv_channels`` is in the order of the flow: (64, 32) ends in an image made from 32 channels.
     """
 
-    part: ClassVar[str] = "vaelab.networks:ResidualDecoder"
     word: ClassVar[str] = "residual"
     conv_channels: tuple[int, ...] = option((64, 32), "channels that enter each transposed convolution")
     residual_blocks: int = option(2, "residual blocks before the transposed convolutions")

@@ -13,7 +13,6 @@ from vaelab.specs.spec import Spec, option
 class DiagonalNormal(Spec):
     """Approximate posterior with independent normal latents: q(z|x) = N(loc(x), diag(scale(x)^2))."""
 
-    part: ClassVar[str] = "vaelab.posteriors:DiagonalNormal"
     word: ClassVar[str] = "diagonal-normal"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
 
@@ -23,7 +22,6 @@ class DiagonalNormal(Spec):
 class VectorQuantized(Spec):
     """Codes: each site of a grid takes the closest vector of a learned codebook; nothing is drawn."""
 
-    part: ClassVar[str] = "vaelab.posteriors:VectorQuantized"
     word: ClassVar[str] = "vq"
     grid: tuple[int, int] = option((7, 7), "height and width of the grid as which the encoder's features are read")
     num_codes: int = option(512, "vectors in the codebook")
@@ -38,7 +36,6 @@ class VectorQuantized(Spec):
 class GumbelSoftmax(Spec):
     """One-hot latents: each site takes one of several classes; gradients by a softmax with Gumbel noise."""
 
-    part: ClassVar[str] = "vaelab.posteriors:GumbelSoftmax"
     word: ClassVar[str] = "gumbel-softmax"
     sites: int = option(20, "one-hot vectors")
     classes: int = option(10, "classes of each")
@@ -50,7 +47,6 @@ class GumbelSoftmax(Spec):
 class Deterministic(Spec):
     """A latent vector that is a function of the image: an autoencoder's code, with no distribution."""
 
-    part: ClassVar[str] = "vaelab.posteriors:Deterministic"
     word: ClassVar[str] = "deterministic"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
 
@@ -60,7 +56,6 @@ class Deterministic(Spec):
 class FullNormal(Spec):
     """Approximate posterior with correlated normal latents: q(z|x) = N(loc(x), L(x) L(x)^T)."""
 
-    part: ClassVar[str] = "vaelab.posteriors:FullNormal"
     word: ClassVar[str] = "full-normal"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
 
@@ -70,7 +65,6 @@ class FullNormal(Spec):
 class PlanarFlow(Spec):
     """Approximate posterior that planar transforms make of a normal: each bends the space across one direction."""
 
-    part: ClassVar[str] = "vaelab.posteriors:PlanarFlow"
     word: ClassVar[str] = "planar"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
     num_transforms: int = option(10, "transforms, one after the other")
@@ -81,7 +75,6 @@ class PlanarFlow(Spec):
 class RadialFlow(Spec):
     """Approximate posterior that radial transforms make of a normal: each draws it to a point or pushes it away."""
 
-    part: ClassVar[str] = "vaelab.posteriors:RadialFlow"
     word: ClassVar[str] = "radial"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
     num_transforms: int = option(10, "transforms, one after the other")
@@ -92,7 +85,6 @@ class RadialFlow(Spec):
 class IAF(Spec):
     """Approximate posterior that an inverse autoregressive flow makes of a normal."""
 
-    part: ClassVar[str] = "vaelab.posteriors:IAF"
     word: ClassVar[str] = "iaf"
     latent_dim: int = option(20, "number of latent dimensions", aliases=("z_dim",))
     num_transforms: int = option(2, "transforms, one after the other")
@@ -104,6 +96,5 @@ class IAF(Spec):
 class VonMisesFisher(Spec):
     """Approximate posterior on the unit sphere, around a direction: q(z|x) ~ exp(kappa(x) loc(x)'z)."""
 
-    part: ClassVar[str] = "vaelab.posteriors:VonMisesFisher"
     word: ClassVar[str] = "vmf"
     latent_dim: int = option(20, "dimensions of the space around the sphere, 2 at least", aliases=("z_dim",))

@@ -13,7 +13,6 @@ from vaelab.specs.spec import Spec, option
 class StandardNormal(Spec):
     """Prior p(z) = N(0, I)."""
 
-    part: ClassVar[str] = "vaelab.priors:StandardNormal"
     word: ClassVar[str] = "standard-normal"
 
 
@@ -33,7 +32,6 @@ class Mixture(Spec):
 class VampPrior(Spec):
     """Prior that is a mixture of the posteriors of learned pseudo-inputs."""
 
-    part: ClassVar[str] = "vaelab.priors:VampPrior"
     word: ClassVar[str] = "vamp"
     num_components: int = option(500, "pseudo-inputs, each with a component of the mixture")
 
@@ -43,7 +41,6 @@ class VampPrior(Spec):
 class UniformCodes(Spec):
     """Prior of codes: at each site every vector of the codebook is equally likely."""
 
-    part: ClassVar[str] = "vaelab.priors:UniformCodes"
     word: ClassVar[str] = "uniform-codes"
 
 
@@ -52,7 +49,6 @@ class UniformCodes(Spec):
 class UniformCategories(Spec):
     """Prior of one-hot latents: at each site every class is equally likely."""
 
-    part: ClassVar[str] = "vaelab.priors:UniformCategories"
     word: ClassVar[str] = "uniform-categories"
 
 
@@ -61,7 +57,6 @@ class UniformCategories(Spec):
 class FlowPrior(Spec):
     """Prior that a learned normalising flow makes of N(0, I)."""
 
-    part: ClassVar[str] = "vaelab.priors:FlowPrior"
     word: ClassVar[str] = "flow"
     flow_kind: Literal["coupling", "maf", "nsf"] = option(
         "maf", "transforms: affine coupling, affine autoregressive, or autoregressive splines"
@@ -75,7 +70,6 @@ class FlowPrior(Spec):
 class UniformSphere(Spec):
     """Prior that is uniform on the unit sphere (for --posterior vmf)."""
 
-    part: ClassVar[str] = "vaelab.priors:UniformSphere"
     word: ClassVar[str] = "uniform-sphere"
 
 
@@ -84,6 +78,5 @@ class UniformSphere(Spec):
 class TwoStage(Spec):
     """Prior that is a second, small VAE on the latents of the first: fitted by ``vaelab refit``, without a density."""
 
-    part: ClassVar[str] = "vaelab.priors:TwoStage"
     word: ClassVar[str] = "two-stage"
     stage_hidden_dims: tuple[int, ...] = option((512, 512), "units of each hidden layer of the second VAE's networks")

@@ -24,6 +24,11 @@ class Spec:
     part: ClassVar[str]
     word: ClassVar[str]
 
+    def __init_subclass__(cls) -> None:
+        # What ``vaelab.specs.priors`` describes is in ``vaelab.priors``, and mostly of the same name.
+        if "part" not in vars(cls):
+            cls.part = f"{cls.__module__.replace('.specs', '')}:{cls.__name__}"
+
     def build(self, *shape: Any) -> Any:
         """Make the part for the given shapes. The part is ``torch.nn.Module(spec, *shape)``."""
         module, name = self.part.split(":")
