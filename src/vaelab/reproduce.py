@@ -55,8 +55,7 @@ class Row:
 
 def seeds_of(entry: Recipe, asked: int | None) -> range:
     """The seeds to run: as many as asked for, else three of a cheap recipe and one of a dear one."""
-    cheap = entry.minutes is not None and entry.minutes < SHORT
-    return range(asked if asked is not None else 3 if cheap else 1)
+    return range(asked if asked is not None else 3 if entry.minutes < SHORT else 1)
 
 
 def reproduce(

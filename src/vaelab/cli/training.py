@@ -32,9 +32,7 @@ def recipes() -> None:
 
 
 def duration(entry: Recipe) -> str:
-    """How long a recipe takes, as far as that is known."""
-    if entry.minutes is None:
-        return "its time was never measured"
+    """How long a recipe takes."""
     length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
     return f"{length} on one CPU core"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from vaelab import specs
-from vaelab.config import Data, Picture, Run, Training
+from vaelab.config import Data, Run, Training
 from vaelab.objectives import ELBO, IWAE, PIWAE, DReG
-from vaelab.recipes.recipe import Recipe
+from vaelab.recipes.recipe import PICTURES, Recipe
 
 
 def burda_vae() -> Run:
@@ -25,11 +25,7 @@ def burda_vae() -> Run:
         optimizer=specs.Adam(adam_eps=1e-4),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=2.5e-3, warmup_epochs=3),
         training=Training(epochs=700, batch_size=200, init="glorot"),
-        pictures=(
-            Picture("samples", "samples.png"),
-            Picture("reconstructions", "reconstructions.png"),
-            Picture("loss_curve", "loss_curve.png"),
-        ),
+        pictures=PICTURES,
     )
 
 
@@ -100,11 +96,7 @@ def vamp() -> Run:
         objective=ELBO(kl_warmup_epochs=50),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1.5e-3, warmup_epochs=3),
         training=Training(epochs=1100, batch_size=250),
-        pictures=(
-            Picture("samples", "samples.png"),
-            Picture("reconstructions", "reconstructions.png"),
-            Picture("loss_curve", "loss_curve.png"),
-        ),
+        pictures=PICTURES,
         bf16_gap=0.013,  # benchmarks/results/time-vamp.json
     )
 
@@ -139,70 +131,46 @@ def s_vae() -> Run:
         objective=ELBO(kl_warmup_epochs=10),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
         training=Training(epochs=400, batch_size=64),
-        pictures=(
-            Picture("samples", "samples.png"),
-            Picture("reconstructions", "reconstructions.png"),
-            Picture("loss_curve", "loss_curve.png"),
-        ),
+        pictures=PICTURES,
     )
 
 
+_BURDA = "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519"
+
 RECIPES: dict[str, Recipe] = {
     "burda-vae": Recipe(
-        burda_vae,
-        "784-200-200-50 tanh VAE on binarized digits: a published likelihood",
-        "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519",
-        {"nll_5000": 86.76, "active_units": 19},
-        38,
+        burda_vae, "784-200-200-50 tanh VAE on binarized digits: a published likelihood", _BURDA,
+        {"nll_5000": 86.76, "active_units": 19}, 38,
     ),
     "burda-iwae": Recipe(
-        burda_iwae,
-        "the same network by the importance-weighted bound, k = 50",
-        "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519",
-        {"nll_5000": 84.78, "active_units": 25},
-        122,
+        burda_iwae, "the same network by the importance-weighted bound, k = 50", _BURDA,
+        {"nll_5000": 84.78, "active_units": 25}, 122,
     ),
     "vamp": Recipe(
-        vamp,
-        "gated 784-300-300-40 VAE whose prior is a mixture of its posteriors",
+        vamp, "gated 784-300-300-40 VAE whose prior is a mixture of its posteriors",
         "Tomczak & Welling (2018), https://arxiv.org/abs/1705.07120; number: Exemplar VAE, arXiv 2004.04795",
-        {"nll_5000": 82.43},
-        101,
+        {"nll_5000": 82.43}, 101,
     ),
     "burda-iwae-5": Recipe(
-        burda_iwae_5,
-        "the same with k = 5",
-        "Burda, Grosse & Salakhutdinov (2016), table 1, https://arxiv.org/abs/1509.00519",
-        {"nll_5000": 85.54, "active_units": 22},
-        26,
+        burda_iwae_5, "the same with k = 5", _BURDA, {"nll_5000": 85.54, "active_units": 22}, 26
     ),
     "burda-dreg": Recipe(
-        burda_dreg,
-        "the same by the doubly reparameterised gradient, k = 50",
+        burda_dreg, "the same by the doubly reparameterised gradient, k = 50",
         "Tucker et al. (2019), https://arxiv.org/abs/1810.04152; number: a public rerun in TensorFlow 2 (nbip/IWAE)",
-        {"nll_5000": 84.32},
-        111,
+        {"nll_5000": 84.32}, 111,
     ),
     "burda-piwae": Recipe(
-        burda_piwae,
-        "the same by partially importance-weighted bounds, 8 x 8",
+        burda_piwae, "the same by partially importance-weighted bounds, 8 x 8",
         "Rainforth et al. (2018), https://arxiv.org/abs/1802.04537; number: pythae's reproduction",
-        {"nll_5000": 84.58},
-        69,
+        {"nll_5000": 84.58}, 69,
     ),
     "iaf": Recipe(
-        iaf,
-        "gated 784-300-300-40 VAE with an inverse autoregressive posterior",
-        "Kingma et al. (2016), https://arxiv.org/abs/1606.04934",
-        {},
-        18,
-        ("nll_5000", "negative_elbo"),
+        iaf, "gated 784-300-300-40 VAE with an inverse autoregressive posterior",
+        "Kingma et al. (2016), https://arxiv.org/abs/1606.04934", {}, 18, ("nll_5000", "negative_elbo"),
     ),
     "s-vae": Recipe(
-        s_vae,
-        "784-256-128 VAE with von Mises-Fisher posteriors on a sphere",
+        s_vae, "784-256-128 VAE with von Mises-Fisher posteriors on a sphere",
         "Davidson et al. (2018), https://arxiv.org/abs/1804.00891; number: pythae's reproduction",
-        {"nll_500": 93.13},
-        14,
+        {"nll_500": 93.13}, 14,
     ),
-}
+}  # fmt: skip

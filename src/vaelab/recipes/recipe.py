@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vaelab.config import Run
+from vaelab.config import Picture, Run
+
+PICTURES = (
+    Picture("samples", "samples.png"),
+    Picture("reconstructions", "reconstructions.png"),
+    Picture("loss_curve", "loss_curve.png"),
+)
+"""What most recipes draw when they have ended."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Recipe:
         source: the description that it implements.
         published: the source's numbers on MNIST's test set, by the metric's name (nats per image, or units); empty if
             it gives none for the same data and protocol.
-        minutes: what full length takes on one CPU core, as measured; None: never measured.
+        minutes: what full length takes on one CPU core, as measured.
         shown: what ``reproduce`` measures where nothing is published.
     """
 
@@ -26,5 +33,5 @@ class Recipe:
     title: str
     source: str
     published: dict[str, float]
-    minutes: float | None
+    minutes: float
     shown: tuple[str, ...] = ("negative_elbo", "distortion", "rate")

@@ -5,13 +5,7 @@ from __future__ import annotations
 from vaelab import specs
 from vaelab.config import Data, Picture, Run, Training
 from vaelab.objectives import ELBO, RAE, BetaTC, Factor
-from vaelab.recipes.recipe import Recipe
-
-_PICTURES = (
-    Picture("samples", "samples.png"),
-    Picture("reconstructions", "reconstructions.png"),
-    Picture("loss_curve", "loss_curve.png"),
-)
+from vaelab.recipes.recipe import PICTURES, Recipe
 
 
 def vq() -> Run:
@@ -28,7 +22,7 @@ def vq() -> Run:
         decoder=specs.ResidualDecoder((64, 32), from_grid=True),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=0.5),
         training=Training(epochs=10, batch_size=128),
-        pictures=_PICTURES,
+        pictures=PICTURES,
     )
 
 
@@ -43,7 +37,7 @@ def rae() -> Run:
         objective=RAE(),
         schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1e-3, warmup_epochs=1),
         training=Training(epochs=30, batch_size=128),
-        pictures=_PICTURES,
+        pictures=PICTURES,
     )
 
 
@@ -56,7 +50,7 @@ def ae_2d() -> Run:
         decoder=specs.MLPDecoder((256, 512)),
         objective=RAE(latent_weight=0.0, l2=0.0),
         training=Training(epochs=20, batch_size=128),
-        pictures=(Picture("latent", "latent_2d.png"), Picture("manifold", "manifold.png"), *_PICTURES),
+        pictures=(Picture("latent", "latent_2d.png"), Picture("manifold", "manifold.png"), *PICTURES),
     )
 
 
@@ -69,7 +63,7 @@ def sigma_vae() -> Run:
         decoder=specs.MLPDecoder((512,)),
         likelihood=specs.OptimalGaussian(),
         training=Training(epochs=30, batch_size=128),
-        pictures=_PICTURES,
+        pictures=PICTURES,
     )
 
 
@@ -82,7 +76,7 @@ def _sprites(name: str, objective: ELBO | BetaTC | Factor) -> Run:
         decoder=specs.ConvDecoder((64, 32, 32), (256,)),
         objective=objective,
         training=Training(epochs=30, batch_size=256),
-        pictures=(Picture("traversals", "traversals.png"), *_PICTURES),
+        pictures=(Picture("traversals", "traversals.png"), *PICTURES),
     )
 
 
@@ -96,52 +90,32 @@ def factor() -> Run:
     return _sprites("factor", Factor())
 
 
+_FACTORS = ("total_correlation", "mutual_information_gap", "distortion", "rate")
+
 RECIPES: dict[str, Recipe] = {
     "vq": Recipe(
-        vq,
-        "VQ-VAE: 7x7 codes of 512, residual networks",
+        vq, "VQ-VAE: 7x7 codes of 512, residual networks",
         "van den Oord, Vinyals & Kavukcuoglu (2017), https://arxiv.org/abs/1711.00937",
-        {},
-        4,
-        ("perplexity", "mse", "distortion"),
+        {}, 4, ("perplexity", "mse", "distortion"),
     ),
     "rae": Recipe(
-        rae,
-        "regularised autoencoder (RAE-L2), 16 latents; its prior is fitted afterwards",
-        "Ghosh et al. (2020), https://arxiv.org/abs/1903.12436",
-        {},
-        7,
-        ("distortion", "mse"),
+        rae, "regularised autoencoder (RAE-L2), 16 latents; its prior is fitted afterwards",
+        "Ghosh et al. (2020), https://arxiv.org/abs/1903.12436", {}, 7, ("distortion", "mse"),
     ),
     "ae-2d": Recipe(
-        ae_2d,
-        "autoencoder with 2 latents: mlp-2d without its prior",
-        "Hinton & Salakhutdinov (2006), https://doi.org/10.1126/science.1127647",
-        {},
-        2,
-        ("distortion", "mse"),
+        ae_2d, "autoencoder with 2 latents: mlp-2d without its prior",
+        "Hinton & Salakhutdinov (2006), https://doi.org/10.1126/science.1127647", {}, 2, ("distortion", "mse"),
     ),
     "sigma-vae": Recipe(
-        sigma_vae,
-        "784-512-20 VAE on real-valued pixels with the best sigma",
-        "Rybkin, Daniilidis & Levine (2021), https://arxiv.org/abs/2006.13202",
-        {},
-        1,
+        sigma_vae, "784-512-20 VAE on real-valued pixels with the best sigma",
+        "Rybkin, Daniilidis & Levine (2021), https://arxiv.org/abs/2006.13202", {}, 1,
     ),
     "tc": Recipe(
-        tc,
-        "beta-TCVAE on sprites of known factors",
-        "Chen et al. (2018), https://arxiv.org/abs/1802.04942",
-        {},
-        2,
-        ("total_correlation", "mutual_information_gap", "distortion", "rate"),
+        tc, "beta-TCVAE on sprites of known factors",
+        "Chen et al. (2018), https://arxiv.org/abs/1802.04942", {}, 2, _FACTORS,
     ),
     "factor": Recipe(
-        factor,
-        "FactorVAE on sprites of known factors",
-        "Kim & Mnih (2018), https://arxiv.org/abs/1802.05983",
-        {},
-        2,
-        ("total_correlation", "mutual_information_gap", "distortion", "rate"),
+        factor, "FactorVAE on sprites of known factors",
+        "Kim & Mnih (2018), https://arxiv.org/abs/1802.05983", {}, 2, _FACTORS,
     ),
-}
+}  # fmt: skip

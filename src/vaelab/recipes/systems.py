@@ -5,7 +5,7 @@ from __future__ import annotations
 from vaelab import specs
 from vaelab.config import Augment, Picture, Run, Training
 from vaelab.objectives import ELBO
-from vaelab.recipes.recipe import Recipe
+from vaelab.recipes.recipe import PICTURES, Recipe
 
 
 def mlp() -> Run:
@@ -20,9 +20,7 @@ def mlp() -> Run:
         pictures=(
             Picture("progress", "progress/epoch_{epoch:04d}.png", every=1),
             Picture("latent", "latent_space.png"),
-            Picture("samples", "samples.png"),
-            Picture("reconstructions", "reconstructions.png"),
-            Picture("loss_curve", "loss_curve.png"),
+            *PICTURES,
         ),
     )
 
@@ -127,21 +125,14 @@ def fast() -> Run:
         schedule=specs.WarmupCosine(base_lr=1e-3, max_lr=7e-3, warmup_epochs=0.8),
         training=Training(epochs=6, batch_size=192, init="glorot", ema_decay=0.985),
         bf16_gap=0.006,  # benchmarks/results/time-fast.json
-        pictures=(
-            Picture("samples", "samples.png"),
-            Picture("reconstructions", "reconstructions.png"),
-            Picture("loss_curve", "loss_curve.png"),
-        ),
+        pictures=PICTURES,
     )
 
 
 RECIPES: dict[str, Recipe] = {
     "conv-warmup": Recipe(
-        conv_warmup,
-        "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
-        "000_577eaa41b4d2401e.txt",
-        {},
-        25,
+        conv_warmup, "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
+        "000_577eaa41b4d2401e.txt", {}, 25,
     ),
     "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, 3),
     "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, 3),
@@ -149,17 +140,11 @@ RECIPES: dict[str, Recipe] = {
         conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, 15
     ),
     "conv-beta": Recipe(
-        conv_beta,
-        "conv beta-VAE, batch norm, dropout, annealing, augmentation",
-        "004_b017f747db271a51.txt",
-        {"distortion": 71.16, "rate": 29.79, "objective": 95.00},
-        95,
+        conv_beta, "conv beta-VAE, batch norm, dropout, annealing, augmentation",
+        "004_b017f747db271a51.txt", {"distortion": 71.16, "rate": 29.79, "objective": 95.00}, 95,
     ),
     "fast": Recipe(
-        fast,
-        "conv-beta's published test result beaten in seconds, fully connected",
-        "004_b017f747db271a51.txt",
-        {"distortion": 71.16, "rate": 29.79},
-        0.5,
+        fast, "conv-beta's published test result beaten in seconds, fully connected",
+        "004_b017f747db271a51.txt", {"distortion": 71.16, "rate": 29.79}, 0.5,
     ),
-}
+}  # fmt: skip
