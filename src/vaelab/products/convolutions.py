@@ -62,16 +62,15 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
     transposed: bool, output_padding: list[int], groups: int,
 ) -> Any:  # fmt: skip
-    shape = {"padding": padding, "dilation": dilation, "groups": groups}
     if transposed:
         size = [2 * side - 1 + more for side, more in zip(x.shape[2:], output_padding, strict=True)]
-        large = x.new_empty(len(x), weight.shape[1], *size)
-        if not _is_ours(large, x, weight, stride, **shape):
-            return NotImplemented
-        return _with_bias(_spread(_places(x) @ _matrix(weight), size), bias)
-    small = x.new_empty(len(x), len(weight), *((side + 1) // 2 for side in x.shape[2:]))
-    if not _is_ours(x, small, weight, stride, **shape):
+        large, small = x.new_empty(len(x), weight.shape[1], *size), x
+    else:
+        large, small = x, x.new_empty(len(x), len(weight), *((side + 1) // 2 for side in x.shape[2:]))
+    if not _is_ours(large, small, weight, stride, padding=padding, dilation=dilation, groups=groups):
         return NotImplemented
+    if transposed:
+        return _with_bias(_spread(_places(x) @ _matrix(weight), large.shape[2:]), bias)
     places = _windows(x) @ _matrix(weight).t()
     return _with_bias(places.view(len(x), *small.shape[2:], -1).permute(0, 3, 1, 2), bias)
 

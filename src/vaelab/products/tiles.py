@@ -152,16 +152,7 @@ def _built(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / library.name
         root = Path(torch.__file__).parent
-        line = [
-            compiler,
-            *FLAGS,
-            str(SOURCE),
-            "-o",
-            str(made),
-            f"-I{root / 'include'}",
-            f"-L{root / 'lib'}",
-            "-ltorch_cpu",
-        ]
+        line = [compiler, *FLAGS, SOURCE, "-o", made, f"-I{root / 'include'}", f"-L{root / 'lib'}", "-ltorch_cpu"]
         subprocess.run(line, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603
         made.replace(library)
     return library
