@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,10 +320,13 @@ def test_a_full_disk_is_called_that_and_keeps_the_last_good_checkpoint(tmp_path,
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written_is_called_that(tmp_path, monkeypatch, capsys, number):
-    def refuse(*arguments, **options):
-        raise OSError(number, os.strerror(number))
+    def refuse(path, mode="r", **options):
+        if mode == "xb":
+            raise OSError(number, os.strerror(number))
+        return opened(path, mode, **options)
 
-    monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 1
     assert "cannot be written: choose another folder with --out" in complaint(capsys)
 

@@ -10,7 +10,7 @@ import errno
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,20 +27,18 @@ def atomic_write(path: Path) -> Generator[BinaryIO]:
     Raises:
         FailureError: if the disk is full or the folder cannot be written; what stood at ``path`` is untouched.
     """
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read
         os.replace(temporary, path)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
+        if os.path.exists(temporary):
             os.unlink(temporary)
 
 
@@ -129,9 +127,3 @@ def _explained(error: OSError, path: Path) -> FailureError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FailureError(f"{path.parent} cannot be written: choose another folder with --out")
     return FailureError(f"{path} cannot be written: {error.strerror or error}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
