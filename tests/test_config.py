@@ -86,6 +86,19 @@ def test_override_refuses(changes, message):
         override(recipe("conv-beta"), **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "iwae", "elbo_share": 1.5}, "--elbo-share 1.5: must be between 0 and 1"),
+        ({"prior": "two-stage", "stage_hidden_dims": (8, 0)}, "--stage-hidden-dims 0: must be greater than 0"),
+        ({"optimizer": "adamw", "adam_betas": (0.9, 1.0)}, "--adam-betas 1.0: must be between 0 and 1"),
+    ],
+)
+def test_settings_of_every_part_have_their_bounds(changes, message):
+    with pytest.raises(UsageError, match=message):
+        override(recipe("mlp"), **changes)
+
+
 def test_settings_that_must_fit_each_other_are_changed_together():
     run = override(v.recipes.mlp(), objective="iwae", warm_samples=(1,), warm_epochs=(5,))
     assert (run.objective.warm_samples, run.objective.warm_epochs) == ((1,), (5,))

@@ -8,6 +8,7 @@ Every leaf of a ``Run`` has one flat name, the same in Python (``override(run, b
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any, Literal, Union, final
 
 from vaelab import objectives, specs
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.specs import option
+from vaelab.specs import option, positive
 
 Encoder = specs.MLPEncoder | specs.ConvEncoder | specs.ResidualEncoder
 Decoder = specs.MLPDecoder | specs.ConvDecoder | specs.ResidualDecoder
@@ -52,9 +53,9 @@ class Data:
     protocol: Literal["grey", "dynamic", "static", "threshold"] = option(
         "grey", "pixels as they are, or binarized: a new draw each time, one fixed draw, or x > 0.5"
     )
-    validation_size: float | None = option(None, "images held out for validation: a number, or a fraction below 1")
-    test_size: float | None = option(None, "the same for the test set, where the data have none of their own")
-    image_size: tuple[int, int] | None = option(None, "height and width that a folder's images are brought to")
+    validation_size: float | None = positive(None, "images held out for validation: a number, or a fraction below 1")
+    test_size: float | None = positive(None, "the same for the test set, where the data have none of their own")
+    image_size: tuple[int, int] | None = positive(None, "height and width that a folder's images are brought to")
     channels: Literal[1, 3] | None = option(None, "1: grey, 3: colour; default: as the images are")
     value_range: Literal["auto", "unit", "byte", "symmetric"] = option(
         "auto", "what an array's values mean: 0..1, 0..255 or -1..1", flag="range"
@@ -68,7 +69,7 @@ class Augment:
 
     rotate: float = option(0.0, "largest rotation, in degrees")
     shift: float = option(0.0, "largest shift along each axis, in pixels")
-    augment_prob: float = option(0.0, "share of the images that are augmented")
+    augment_prob: float = option(0.0, "share of the images that are augmented", at_most=1)
 
 
 @final
@@ -76,22 +77,22 @@ class Augment:
 class Training:
     """The loop: how long, how, and on what."""
 
-    epochs: int = option(20, "passes over the training images")
-    batch_size: int = option(128, "images a step")
-    clip_norm: float | None = option(None, "largest norm of the gradient; longer ones are scaled down")
-    patience: int | None = option(None, "stop after so many epochs without a better validation loss")
+    epochs: int = positive(20, "passes over the training images")
+    batch_size: int = positive(128, "images a step")
+    clip_norm: float | None = positive(None, "largest norm of the gradient; longer ones are scaled down")
+    patience: int | None = positive(None, "stop after so many epochs without a better validation loss")
     init: Literal["torch", "glorot"] = option(
         "torch", "weights at the start: torch's own, or Glorot's with the pixels' mean as the decoder's bias"
     )
-    ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average")
+    ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average", below=1)
     seed: int = option(0, "seed of the weights, the order, the noise and the augmentation")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of matrix products and convolutions")
     compile: Literal["auto", "on", "off"] = option(
         "auto", "compile the training step (10 to 60 s); auto: where a long run gains from it"
     )
     device: str = option("auto", "cpu, cuda, mps; auto takes a GPU if there is one")
-    threads: int | None = option(None, "CPU threads; default: torch's")
-    save_every: int | None = option(None, "save a checkpoint each so many steps, besides each epoch")
+    threads: int | None = positive(None, "CPU threads; default: torch's")
+    save_every: int | None = positive(None, "save a checkpoint each so many steps, besides each epoch")
 
 
 @final
@@ -151,14 +152,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One setting of a run: where it is, what it is, and how it is described."""
+    """One setting of a run: where it is, what it is, and what its ``option`` says of it."""
 
     slot: str
     field: str
     value: Any
     type: Any
     help: str
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...]
+    flag: str | None
+    above_zero: bool
+    at_most: float
+    below: float
 
 
 def flat(run: Run) -> dict[str, Leaf]:
@@ -176,9 +181,8 @@ def flat(run: Run) -> dict[str, Leaf]:
             continue
         hints = typing.get_type_hints(type(part))
         for item in dataclasses.fields(part):
-            meta = item.metadata
-            leaf = Leaf(slot, item.name, getattr(part, item.name), hints[item.name], meta["help"], meta["aliases"])
-            found.append((meta["flag"] or item.name, leaf))
+            leaf = Leaf(slot, item.name, getattr(part, item.name), hints[item.name], **item.metadata)
+            found.append((leaf.flag or item.name, leaf))
     names = [name for name, _ in found]
     return {name if names.count(name) == 1 else f"{leaf.slot}_{name}": leaf for name, leaf in found}
 
@@ -214,25 +218,30 @@ def override(run: Run, **changes: Any) -> Run:
         run = dataclasses.replace(run, **{slot: dataclasses.replace(getattr(run, slot), **values)})
     if run.augment.augment_prob == 0 and any(fields.get("augment", {}).values()):
         raise UsageError("--rotate and --shift move no image while --augment-prob is 0: give that too")
-    check(run)
+    _check(run)
     return run
 
 
 _MEASURED = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective")  # parts that a bf16_gap is of
 
 
-def check(run: Run) -> None:
+def _check(run: Run) -> None:
     """Refuse settings that cannot be meant.
 
     Raises:
         UsageError: naming the setting, its value and what is allowed.
     """
-    values = {name: leaf.value for name, leaf in flat(run).items()}
-    for name, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                _check_number(name, number)
+    for name, leaf in flat(run).items():
+        for number in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            flag = f"--{name.replace('_', '-')} {number}"
+            if not math.isfinite(number):
+                raise UsageError(f"{flag}: must be a finite number")
+            if number < 0 or (leaf.above_zero and number == 0):
+                raise UsageError(f"{flag}: must be {'greater than' if leaf.above_zero else 'at least'} 0")
+            if number > leaf.at_most or number >= leaf.below:
+                raise UsageError(f"{flag}: must be between 0 and {min(leaf.at_most, leaf.below):g}")
 
 
 def require_effect(run: Run) -> None:
@@ -254,29 +263,6 @@ def require_effect(run: Run) -> None:
         )
 
 
-_POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_every", "learning_rate", "max_lr",
-             "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
-             "image_size", "num_transforms", "grid", "num_codes", "code_dim", "sites", "classes", "temperature",
-             "residual_channels", "scale", "min_sigma", "num_components", "num_samples", "num_bounds",
-             "warm_samples", "warm_epochs", "backward_samples", "balance"}  # fmt: skip
-_FRACTION = {"augment_prob", "balance"}
-_BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas", "codebook_decay", "restart_below"}
-
-
-def _check_number(name: str, number: float) -> None:
-    flag = "--" + name.replace("_", "-")
-    base = name
-    for slot in ("encoder_", "decoder_", "posterior_", "prior_", "likelihood_"):
-        base = base.removeprefix(slot)
-    positive = base in _POSITIVE or base in ("hidden_dims", "conv_channels", "critic_dims")
-    if number != number or number in (float("inf"), float("-inf")):
-        raise UsageError(f"{flag} {number}: must be a finite number")
-    if (positive and number <= 0) or number < 0:
-        raise UsageError(f"{flag} {number}: must be {'greater than' if positive else 'at least'} 0")
-    if (base in _FRACTION and number > 1) or (base in _BELOW_ONE and number >= 1):
-        raise UsageError(f"{flag} {number}: must be between 0 and 1")
-
-
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +280,7 @@ def from_json(content: Mapping[str, Any]) -> Run:
     content = dict(content)
     content.pop("kind", None)
     run = _decode(Run, content, "the run")
-    check(run)
+    _check(run)
     return run
 
 

@@ -22,7 +22,7 @@ from vaelab.objectives.objective import (
     means_of,
     require_fixed_prior,
 )  # fmt: skip
-from vaelab.specs.spec import option
+from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ class Factor(Objective):
     terms: ClassVar[tuple[str, ...]] = ("distortion", "rate", "tc", "critic")
     in_batch: ClassVar[bool] = True
     gamma: float = option(10.0, "weight on the total correlation of the codes' dimensions")
-    critic_dims: tuple[int, ...] = option((256, 256, 256, 256), "units of each hidden layer of the critic")
+    critic_dims: tuple[int, ...] = positive((256, 256, 256, 256), "units of each hidden layer of the critic")
 
     def networks(self, model: LatentVariableModel) -> ModuleDict:
         """The critic of codes."""
@@ -126,7 +126,7 @@ class AAE(Objective):
     word: ClassVar[str] = "aae"
     terms: ClassVar[tuple[str, ...]] = ("distortion", "adversarial", "critic")
     beta = 0.0
-    critic_dims: tuple[int, ...] = option((1000, 1000), "units of each hidden layer of the critic")
+    critic_dims: tuple[int, ...] = positive((1000, 1000), "units of each hidden layer of the critic")
 
     def networks(self, model: LatentVariableModel) -> ModuleDict:
         """The critic of codes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from vaelab import schedules
 from vaelab.errors import UsageError
 from vaelab.objectives.objective import Number, Objective, Parts, common_parts
-from vaelab.specs.spec import option
+from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +166,9 @@ class BalancedELBO(Objective):
     """
 
     word: ClassVar[str] = "balanced-elbo"
-    balance: float = option(0.8, "share of the KL's gradient that goes to the prior; the rest goes to the posterior")
+    balance: float = positive(
+        0.8, "share of the KL's gradient that goes to the prior; the rest goes to the posterior", at_most=1
+    )
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters, some of them the prior's."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast, final
 
 from vaelab.errors import UsageError
 from vaelab.objectives.objective import Losses, Objective, Parts, likelihood_word, means_of, two_sides
-from vaelab.specs.spec import option
+from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,10 @@ class Growing(Objective):
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8. https://arxiv.org/abs/1509.00519
     """
 
-    num_samples: int = option(5, "importance samples of a bound (K)")
+    num_samples: int = positive(5, "importance samples of a bound (K)")
     _: KW_ONLY
-    warm_samples: tuple[int, ...] = option((), "train with so many samples first, one after the other")
-    warm_epochs: tuple[int, ...] = option((), "epochs with each of these")
+    warm_samples: tuple[int, ...] = positive((), "train with so many samples first, one after the other")
+    warm_epochs: tuple[int, ...] = positive((), "epochs with each of these")
 
     def __post_init__(self) -> None:
         if len(self.warm_samples) != len(self.warm_epochs):
@@ -89,7 +89,7 @@ class ThroughFew(Growing):
     """
 
     _: KW_ONLY
-    backward_samples: int | None = option(
+    backward_samples: int | None = positive(
         None, "send the gradient through so many, drawn by weight; default: through all"
     )
 
@@ -157,8 +157,8 @@ class IWAE(ThroughFew):
     """
 
     word: ClassVar[str] = "iwae"
-    num_bounds: int = option(1, "bounds that are averaged (M of MIWAE)")
-    elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)")
+    num_bounds: int = positive(1, "bounds that are averaged (M of MIWAE)")
+    elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)", at_most=1)
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
@@ -195,8 +195,8 @@ class PIWAE(Growing):
     """
 
     word: ClassVar[str] = "piwae"
-    num_samples: int = option(8, "importance samples of a bound (K)")
-    num_bounds: int = option(8, "bounds that are averaged for the encoder (M)")
+    num_samples: int = positive(8, "importance samples of a bound (K)")
+    num_bounds: int = positive(8, "bounds that are averaged for the encoder (M)")
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
@@ -285,7 +285,7 @@ class STL(Objective):
     """
 
     word: ClassVar[str] = "stl"
-    num_samples: int = option(1, "importance samples of a bound (K); above 1 the gradient is biased")
+    num_samples: int = positive(1, "importance samples of a bound (K); above 1 the gradient is biased")
 
     def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate."""

@@ -4,7 +4,7 @@ A spec is a frozen dataclass whose fields are the part's whole configuration; ``
 keeps it as ``part.spec``. Each default is written once, here. Nothing in this file imports torch: the command line can
 print its help, and recipes can be listed, without it.
 
-Field metadata: ``help`` is the line that ``--help`` prints, ``aliases`` are other names under which a flag is known.
+A field is declared by ``option``, or by ``positive`` where 0 is no value: with its line of help and its bounds.
 """
 
 from vaelab.specs.likelihoods import Bernoulli as Bernoulli
@@ -49,3 +49,4 @@ from vaelab.specs.spec import Activation as Activation
 from vaelab.specs.spec import Shape as Shape
 from vaelab.specs.spec import Spec as Spec
 from vaelab.specs.spec import option as option
+from vaelab.specs.spec import positive as positive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from vaelab.specs.spec import Spec, option
+from vaelab.specs.spec import Spec, option, positive
 
 
 @final
@@ -33,7 +33,7 @@ class Gaussian(Spec):
     """Likelihood of real-valued pixels: N(mean(z), sigma^2), one sigma for all pixels, learned or fixed."""
 
     word: ClassVar[str] = "gaussian"
-    sigma: float = option(0.3, "standard deviation of a pixel in [0, 1] (where learning starts from)")
+    sigma: float = positive(0.3, "standard deviation of a pixel in [0, 1] (where learning starts from)")
     learn_sigma: bool = option(True, "learn sigma with the network")
 
 
@@ -51,7 +51,7 @@ class PixelGaussian(Spec):
     """Likelihood of real-valued pixels: N(mean(z), sigma(z)^2), a sigma for each pixel."""
 
     word: ClassVar[str] = "pixel-gaussian"
-    min_sigma: float = option(0.01, "soft lower bound of each pixel's sigma, for pixels in [0, 1]")
+    min_sigma: float = positive(0.01, "soft lower bound of each pixel's sigma, for pixels in [0, 1]")
 
 
 @final
@@ -60,7 +60,7 @@ class Laplace(Spec):
     """Likelihood of real-valued pixels: Laplace(mean(z), scale), one scale for all pixels, learned or fixed."""
 
     word: ClassVar[str] = "laplace"
-    scale: float = option(0.2, "mean absolute deviation of a pixel in [0, 1] (where learning starts from)")
+    scale: float = positive(0.2, "mean absolute deviation of a pixel in [0, 1] (where learning starts from)")
     learn_scale: bool = option(True, "learn the scale with the network")
 
 
@@ -73,7 +73,7 @@ class DiscretizedLogistic(Spec):
     """Likelihood of 8-bit pixels: a logistic of location loc(z), cut into 256 bins; one scale, learned or fixed."""
 
     word: ClassVar[str] = "discretized-logistic"
-    scale: float = option(0.15, "scale of the logistic, for pixels in [0, 1] (where learning starts from)")
+    scale: float = positive(0.15, "scale of the logistic, for pixels in [0, 1] (where learning starts from)")
     learn_scale: bool = option(True, "learn the scale with the network")
 
 
@@ -83,7 +83,7 @@ class LogisticMixture(Spec):
     """Likelihood of 8-bit pixels: a mixture of logistics for each channel of each pixel, cut into 256 bins."""
 
     word: ClassVar[str] = "logistic-mixture"
-    num_components: int = option(5, "logistics in the mixture of a channel")
+    num_components: int = positive(5, "logistics in the mixture of a channel")
 
 
 @final

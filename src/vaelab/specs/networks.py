@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from vaelab.specs.spec import Activation, Spec, option
+from vaelab.specs.spec import Activation, Spec, option, positive
 
 
 @final
@@ -14,7 +14,7 @@ class MLPEncoder(Spec):
     """Fully connected layers on the flattened image."""
 
     word: ClassVar[str] = "mlp"
-    hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
+    hidden_dims: tuple[int, ...] = positive((512,), "units of each hidden layer")
     activation: Activation = option("relu", "non-linearity between layers")
 
 
@@ -24,7 +24,7 @@ class MLPDecoder(Spec):
     """Fully connected layers from the latent vector to the parameters of every pixel."""
 
     word: ClassVar[str] = "mlp"
-    hidden_dims: tuple[int, ...] = option((512,), "units of each hidden layer")
+    hidden_dims: tuple[int, ...] = positive((512,), "units of each hidden layer")
     activation: Activation = option("relu", "non-linearity between layers")
 
 
@@ -34,10 +34,10 @@ class ConvEncoder(Spec):
     """3x3 convolutions of stride 2, each halving the image, then optional fully connected layers."""
 
     word: ClassVar[str] = "conv"
-    conv_channels: tuple[int, ...] = option((32, 64, 128), "channels of each stride-2 convolution")
-    hidden_dims: tuple[int, ...] = option((), "units of fully connected layers after the convolutions")
+    conv_channels: tuple[int, ...] = positive((32, 64, 128), "channels of each stride-2 convolution")
+    hidden_dims: tuple[int, ...] = positive((), "units of fully connected layers after the convolutions")
     batch_norm: bool = option(False, "batch normalisation after each convolution")
-    dropout: float = option(0.0, "probability of dropping an activation")
+    dropout: float = option(0.0, "probability of dropping an activation", below=1)
     activation: Activation = option("relu", "non-linearity between layers")
 
 
@@ -50,8 +50,8 @@ class ConvDecoder(Spec):
     """
 
     word: ClassVar[str] = "conv"
-    conv_channels: tuple[int, ...] = option((128, 64, 32), "channels that enter each transposed convolution")
-    hidden_dims: tuple[int, ...] = option((), "units of fully connected layers before the convolutions")
+    conv_channels: tuple[int, ...] = positive((128, 64, 32), "channels that enter each transposed convolution")
+    hidden_dims: tuple[int, ...] = positive((), "units of fully connected layers before the convolutions")
     batch_norm: bool = option(False, "batch normalisation after each transposed convolution but the last")
     activation: Activation = option("relu", "non-linearity between layers")
 
@@ -62,9 +62,9 @@ class ResidualEncoder(Spec):
     """4x4 convolutions of stride 2, each halving the image, then residual blocks; no dense layer."""
 
     word: ClassVar[str] = "residual"
-    conv_channels: tuple[int, ...] = option((32, 64), "channels of each stride-2 convolution")
+    conv_channels: tuple[int, ...] = positive((32, 64), "channels of each stride-2 convolution")
     residual_blocks: int = option(2, "residual blocks after the convolutions")
-    residual_channels: int = option(32, "channels between the two convolutions of a block")
+    residual_channels: int = positive(32, "channels between the two convolutions of a block")
 
 
 @final
@@ -76,7 +76,7 @@ class ResidualDecoder(Spec):
     """
 
     word: ClassVar[str] = "residual"
-    conv_channels: tuple[int, ...] = option((64, 32), "channels that enter each transposed convolution")
+    conv_channels: tuple[int, ...] = positive((64, 32), "channels that enter each transposed convolution")
     residual_blocks: int = option(2, "residual blocks before the transposed convolutions")
-    residual_channels: int = option(32, "channels between the two convolutions of a block")
+    residual_channels: int = positive(32, "channels between the two convolutions of a block")
     from_grid: bool = option(False, "read latents as channels of the smallest resolution, without a dense layer")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, final
 
 from vaelab import schedules
 from vaelab.schedules import Schedule
-from vaelab.specs.spec import option
+from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -24,7 +24,7 @@ class Adam:
     """Adam (Kingma & Ba 2015)."""
 
     word: ClassVar[str] = "adam"
-    adam_betas: tuple[float, float] = option((0.9, 0.999), "decay of the gradient's first and second moments")
+    adam_betas: tuple[float, float] = option((0.9, 0.999), "decay of the gradient's first and second moments", below=1)
     adam_eps: float = option(1e-8, "added to the root of the second moment")
 
     def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
@@ -42,7 +42,7 @@ class AdamW:
 
     word: ClassVar[str] = "adamw"
     weight_decay: float = option(1e-2, "decoupled weight decay")
-    adam_betas: tuple[float, float] = option((0.9, 0.999), "decay of the gradient's first and second moments")
+    adam_betas: tuple[float, float] = option((0.9, 0.999), "decay of the gradient's first and second moments", below=1)
     adam_eps: float = option(1e-8, "added to the root of the second moment")
 
     def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
@@ -80,7 +80,7 @@ class Constant:
     """One learning rate throughout."""
 
     word: ClassVar[str] = "constant"
-    learning_rate: float = option(1e-3, "step size of the optimizer", aliases=("lr",))
+    learning_rate: float = positive(1e-3, "step size of the optimizer", aliases=("lr",))
     warmup_epochs: ClassVar[float] = 0
 
     def schedule(self, steps_per_epoch: int, epochs: int) -> Schedule:
@@ -97,9 +97,9 @@ class Plateau:
     """
 
     word: ClassVar[str] = "plateau"
-    learning_rate: float = option(1e-3, "step size of the optimizer at the start", aliases=("lr",))
-    lr_factor: float = option(0.5, "factor by which a plateau reduces the learning rate")
-    lr_patience: int = option(3, "epochs without improvement that make a plateau")
+    learning_rate: float = positive(1e-3, "step size of the optimizer at the start", aliases=("lr",))
+    lr_factor: float = option(0.5, "factor by which a plateau reduces the learning rate", below=1)
+    lr_patience: int = positive(3, "epochs without improvement that make a plateau")
     min_lr: float = option(1e-5, "the learning rate is never reduced below this")
     warmup_epochs: ClassVar[float] = 0
 
@@ -115,7 +115,7 @@ class WarmupCosine:
 
     word: ClassVar[str] = "warmup-cosine"
     base_lr: float = option(1e-4, "learning rate at the first and at the last step")
-    max_lr: float = option(1e-3, "learning rate at the end of the warm-up")
+    max_lr: float = positive(1e-3, "learning rate at the end of the warm-up")
     warmup_epochs: float = option(1, "epochs over which the learning rate rises")
 
     def schedule(self, steps_per_epoch: int, epochs: int) -> Schedule:
@@ -133,8 +133,8 @@ class Cyclic:
 
     word: ClassVar[str] = "cyclic"
     base_lr: float = option(1e-4, "lowest learning rate of a cycle")
-    max_lr: float = option(1e-3, "highest learning rate of a cycle")
-    cycle_epochs: float = option(8, "epochs of one cycle, up and down")
+    max_lr: float = positive(1e-3, "highest learning rate of a cycle")
+    cycle_epochs: float = positive(8, "epochs of one cycle, up and down")
     warmup_epochs: ClassVar[float] = 0
 
     def schedule(self, steps_per_epoch: int, epochs: int) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from vaelab.specs.spec import Spec, option
+from vaelab.specs.spec import Spec, option, positive
 
 
 @final
@@ -23,7 +23,7 @@ class Mixture(Spec):
 
     part: ClassVar[str] = "vaelab.priors:MixturePrior"
     word: ClassVar[str] = "mixture"
-    num_components: int = option(10, "components of the mixture")
+    num_components: int = positive(10, "components of the mixture")
     covariance: Literal["diagonal", "full"] = option("diagonal", "of a component: independent dimensions, or any")
 
 
@@ -33,7 +33,7 @@ class VampPrior(Spec):
     """Prior that is a mixture of the posteriors of learned pseudo-inputs."""
 
     word: ClassVar[str] = "vamp"
-    num_components: int = option(500, "pseudo-inputs, each with a component of the mixture")
+    num_components: int = positive(500, "pseudo-inputs, each with a component of the mixture")
 
 
 @final
@@ -61,8 +61,8 @@ class FlowPrior(Spec):
     flow_kind: Literal["coupling", "maf", "nsf"] = option(
         "maf", "transforms: affine coupling, affine autoregressive, or autoregressive splines"
     )
-    num_transforms: int = option(4, "transforms, one after the other")
-    hidden_dims: tuple[int, ...] = option((128, 128), "units of each hidden layer of a transform's network")
+    num_transforms: int = positive(4, "transforms, one after the other")
+    hidden_dims: tuple[int, ...] = positive((128, 128), "units of each hidden layer of a transform's network")
 
 
 @final
@@ -79,4 +79,4 @@ class TwoStage(Spec):
     """Prior that is a second, small VAE on the latents of the first: fitted by ``vaelab refit``, without a density."""
 
     word: ClassVar[str] = "two-stage"
-    stage_hidden_dims: tuple[int, ...] = option((512, 512), "units of each hidden layer of the second VAE's networks")
+    stage_hidden_dims: tuple[int, ...] = positive((512, 512), "units of each hidden layer of the second VAE's networks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -10,9 +11,21 @@ Shape = tuple[int, int, int]  # channels, height, width of one image
 Activation = Literal["relu", "tanh", "silu", "gelu", "gated"]  # gated: a * sigmoid(b), of two linear maps a and b
 
 
-def option(default: Any, help: str, *, aliases: tuple[str, ...] = (), flag: str | None = None) -> Any:
-    """Declare a field: its default, its line of help, other names, and the flag's name if it is not the field's."""
-    return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases, "flag": flag})
+def option(
+    default: Any, help: str, *, aliases: tuple[str, ...] = (), flag: str | None = None,
+    above_zero: bool = False, at_most: float = math.inf, below: float = math.inf,
+) -> Any:  # fmt: skip
+    """Declare a field: its default, its line of help, other names, and the flag's name if it is not the field's.
+
+    Its numbers are to be finite, 0 at least (or above), ``at_most`` at most and below ``below``.
+    """
+    more = {"aliases": aliases, "flag": flag, "above_zero": above_zero, "at_most": at_most, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def positive(default: Any, help: str, **more: Any) -> Any:
+    """Declare a field as ``option`` does, of numbers above 0."""
+    return option(default, help, above_zero=True, **more)
 
 
 class Spec:
