@@ -97,11 +97,8 @@ class ConvDecoder(nn.Module):
 
 
 def _halvings(shape: Shape, times: int) -> list[tuple[int, int]]:
-    """The sides before and after each of ``times`` stride-2 convolutions."""
+    """The sides before and after each of ``times`` stride-2 convolutions: each half of the last, rounded up."""
     check_sides(shape)
     if times == 0:
         raise UsageError("a convolutional network needs at least one entry in conv_channels")
-    sides = [(shape[1], shape[2])]
-    for _ in range(times):
-        sides.append((-(-sides[-1][0] // 2), -(-sides[-1][1] // 2)))
-    return sides
+    return [(-(-shape[1] >> i), -(-shape[2] >> i)) for i in range(times + 1)]
