@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
 
 
-@final
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma & Ba 2015)."""
@@ -28,36 +28,21 @@ class Adam:
     adam_eps: float = option(1e-8, "added to the root of the second moment")
 
     def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
-        """Make the optimizer, in torch's fused form: one pass over the parameters a step."""
+        """Make torch's optimizer of this name and settings, in its fused form: one pass over the parameters a step."""
         from torch import optim
 
-        kind = without_compiler(optim.Adam)
-        return kind(parameters, learning_rate, betas=self.adam_betas, eps=self.adam_eps, fused=True)
+        kind = without_compiler(getattr(optim, type(self).__name__))
+        settings = {field.name.removeprefix("adam_"): getattr(self, field.name) for field in dataclasses.fields(self)}
+        return kind(parameters, learning_rate, fused=True, **settings)
 
 
 @final
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     word: ClassVar[str] = "adamw"
     weight_decay: float = option(1e-2, "decoupled weight decay")
-    adam_betas: tuple[float, float] = option((0.9, 0.999), "decay of the gradient's first and second moments", below=1)
-    adam_eps: float = option(1e-8, "added to the root of the second moment")
-
-    def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
-        """Make the optimizer, in torch's fused form: one pass over the parameters a step."""
-        from torch import optim
-
-        kind = without_compiler(optim.AdamW)
-        return kind(
-            parameters,
-            learning_rate,
-            betas=self.adam_betas,
-            eps=self.adam_eps,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
 
 
 def without_compiler(kind: type[OptimizerT]) -> type[OptimizerT]:
