@@ -12,6 +12,7 @@ import torch
 
 from oracle import bend, dataset, exact_log_px, linear_vae, sample_images
 from vaelab import evaluate as measure
+from vaelab import specs
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.data.datasets import EVALUATION_SEED
@@ -19,7 +20,8 @@ from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import importance
 from vaelab.evaluate.importance import effective_sample_size, iwae_bounds, nll, sample_counts
-from vaelab.models import Draw
+from vaelab.evaluate.undefined import why_no_bound
+from vaelab.models import VAE, Draw
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise, SampleNoise
 from vaelab.train import fit
@@ -234,3 +236,17 @@ def test_one_image_has_no_standard_error(trained, digits):
     found = nll(trained, digits, num_samples=10, rows=1)["nll_10"]
     assert math.isnan(found.stderr)
     assert found.to_json()["stderr"] is None
+
+
+def test_a_model_in_training_is_scored_as_any_other_and_left_as_it_was(digits):
+    parts = (specs.ConvEncoder((4,), dropout=0.5), specs.DiagonalNormal(2), specs.StandardNormal(),
+             specs.ConvDecoder((4,), batch_norm=True), specs.Bernoulli())  # fmt: skip
+    model = VAE(*parts, digits.shape).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert why_no_bound(model) is None
+    nll(model, digits, num_samples=2, rows=3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training

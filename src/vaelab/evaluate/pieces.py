@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vaelab.evaluate.estimate import evaluating
 from vaelab.models import VAE
 
 Values = dict[str, NDArray[np.float64]]
@@ -83,9 +84,8 @@ def decode_bytes(model: VAE) -> int:
     leaves = [module for module in model.decoder.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
     try:
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model.decoder(torch.zeros(1, model.latent_dim, device=device))
+        with evaluating(model):
+            model.decoder(torch.zeros(1, model.latent_dim, device=next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

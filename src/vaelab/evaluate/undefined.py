@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from vaelab.evaluate.estimate import evaluating
 from vaelab.models import VAE
 from vaelab.runtime import RowNoise
 
@@ -13,7 +14,7 @@ from vaelab.runtime import RowNoise
 def why_no_bound(model: VAE) -> str | None:
     """Why more samples give no better bound on log p(x); None where they do."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with evaluating(model):
         draw = model.draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
         try:
             _ = draw.log_w
@@ -33,7 +34,7 @@ def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder")
 def why_no_density(model: VAE) -> str | None:
     """Why q(z|x) cannot score latents that it did not draw itself; None where it can."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with evaluating(model):
         qz = model.posterior(torch.zeros(1, *model.shape, device=device))
         try:
             qz.log_prob(torch.zeros(1, model.latent_dim, device=device))
