@@ -203,17 +203,32 @@ def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(
     assert estimated == [pytest.approx((10 + 100) * 3)], "16 images, and as many simulated ones forward and back"
 
 
-def test_a_test_set_of_one_image(tmp_path, capsys):
+def test_a_test_set_of_one_image_and_labels_of_one_class(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "few.npz", x=(rng.random((120, 1, 12, 12)) < 0.3).astype(np.float32))
+    x = (rng.random((120, 1, 12, 12)) < 0.3).astype(np.float32)
+    np.savez(tmp_path / "few.npz", x=x, y=np.zeros(120, np.int64))
     out = str(tmp_path / "run")
     flags = ["--data", str(tmp_path / "few.npz"), "--test-size", "1", "--epochs", "1", "--threads", "1"]
     assert main(["train", "mlp", *flags, "--out", out]) == 0
-    assert main(["evaluate", out, *QUICK, "--only", "elbo", "nll"]) == 0
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]["metrics"]
-    assert found["nll_20"]["stderr"] is None
-    assert main(["evaluate", out, "--only", "latents"]) == 2
-    assert "1 code" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["evaluate", out, *QUICK, "--only", "elbo", "nll", "latents", "reconstruction"]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]
+    assert found["metrics"]["nll_20"]["stderr"] is None
+    assert {"active_units", "mutual_information", "aggregate_kl", "mse"} <= found["metrics"].keys()
+    assert len(found["per_dimension"]["mean"]) == 20
+    assert found["per_dimension"]["variance"] is None
+    printed = capsys.readouterr().out
+    assert "No two-sample test: a two-sample test of 1 codes tells nothing" in printed
+    assert "No probes: a probe needs 5 codes and 2 classes to be fitted on: got 107, 1." in printed
+
+
+def test_labels_of_the_training_images_alone(tmp_path, capsys):
+    x = np.random.default_rng(0).random((60, 1, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "half.npz", x_train=x[:40], y_train=np.arange(40) % 2, x_test=x[40:])
+    out = str(tmp_path / "run")
+    assert main(["train", "mlp", "--data", str(tmp_path / "half.npz"), "--epochs", "1", "--threads", "1", "--out", out]) == 0
+    assert main(["evaluate", out, "--only", "latents"]) == 0
+    assert "No probes: a probe is undefined here: the data have no labels." in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_and_a_run_of_another_version_are_one_line_and_lose_nothing(run, capsys):

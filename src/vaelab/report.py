@@ -26,11 +26,10 @@ from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override, slots_with_choice
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
-from vaelab.evaluate.classifiers import TELLING
 from vaelab.folder import RunFolder
 from vaelab.labels import cells, cost, label, notes
 from vaelab.loading import load_data, require_same_data
-from vaelab.measure import Part, Plan, measure
+from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES, recipe
 from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
@@ -93,10 +92,7 @@ def gather(path: Path, bar: Bar) -> Facts:
     else:
         data = scene.data
         if not _measured(path):
-            parts: list[Part] = ["elbo", "reconstruction"]
-            if len(data.test) >= TELLING:
-                parts.insert(1, "latents")
-            measure(path, Plan(parts=tuple(parts), protocols=(run.data.protocol,)), bar)
+            measure(path, Plan(parts=("elbo", "latents", "reconstruction"), protocols=(run.data.protocol,)), bar)
     model = None if scene is None else scene.model
     findings = diagnose(examine(run, model, data, history, folder.failure()))
     metrics = read_json(path / "metrics.json") if trained else None

@@ -10,7 +10,6 @@ Shapes: N examples, D latent dimensions, F factors, V values of a factor, R resa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from vaelab.errors import UsageError
 from vaelab.evaluate import latents
 from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.latents import RESAMPLES, Codes
+from vaelab.evaluate.undefined import as_defined
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 
@@ -57,20 +57,11 @@ def known_factors(model: VAE, data: Dataset, images: int | None = None) -> tuple
     made_by = data.factors(split.index.cpu().numpy())
     which = "all" if images is None else "random"
     protocol = f"{data.name}, {which} {len(split):,} images, {data.pixels}, 1 posterior sample"
-    scores: list[tuple[str, Callable[[], dict[str, Estimate]]]] = [
-        ("total correlation", lambda: {"total_correlation": total_correlation(codes, protocol)}),
-        ("mutual information gap",
-         lambda: {"mutual_information_gap": mutual_information_gap(codes, made_by, protocol)}),
-        ("disentanglement", lambda: disentanglement(codes, made_by, protocol)),
-    ]  # fmt: skip
-    found: dict[str, Estimate] = {}
-    left_out: list[str] = []
-    for name, measure in scores:
-        try:
-            found |= measure()
-        except (TypeError, UsageError) as error:
-            left_out.append(f"No {name}: {error}.")
-    return found, left_out
+    return as_defined({
+        "total correlation": lambda: {"total_correlation": total_correlation(codes, protocol)},
+        "mutual information gap": lambda: {"mutual_information_gap": mutual_information_gap(codes, made_by, protocol)},
+        "disentanglement": lambda: disentanglement(codes, made_by, protocol),
+    })  # fmt: skip
 
 
 def _everything(data: Dataset, images: int | None) -> Split:
@@ -201,11 +192,9 @@ def disentanglement(codes: Codes, factors: Factors, protocol: str) -> dict[str, 
     z, v = codes.z[order], factors[order]
     scores = [_scores(z[part], v[part]) for part in np.array_split(np.arange(len(z)), PARTS)]
     about = f"{protocol}, random forests of {TREES} trees, {PARTS} parts of {len(codes) // PARTS:,} codes"
-    found: dict[str, Estimate] = {}
-    for name, unit in (("disentanglement", "score"), ("completeness", "score"), ("informativeness", "accuracy")):
-        one = Estimate.of(np.array([score[name] for score in scores]), unit, about)
-        found[name] = Estimate(one.value, one.stderr, unit, len(codes), about)
-    return found
+    units = {"disentanglement": "score", "completeness": "score", "informativeness": "accuracy"}
+    return {name: replace(Estimate.of(np.array([score[name] for score in scores]), unit, about), n=len(codes))
+            for name, unit in units.items()}  # fmt: skip
 
 
 def _scores(z: Array, factors: Factors) -> dict[str, float]:

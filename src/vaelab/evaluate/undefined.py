@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 
-from vaelab.evaluate.estimate import evaluating
+from vaelab.errors import UsageError
+from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.models import VAE
 from vaelab.runtime import RowNoise
 
@@ -41,3 +43,20 @@ def why_no_density(model: VAE) -> str | None:
         except NotImplementedError as error:
             return f"{error} (chains can start from the prior: --ais-start prior)"
     return None
+
+
+def as_defined(measures: Mapping[str, Callable[[], dict[str, Estimate]]]) -> tuple[dict[str, Estimate], list[str]]:
+    """All that can be measured, and why the rest cannot: a sentence for each reason.
+
+    Args:
+        measures: by the words for them in such a sentence; one that is undefined raises a ``TypeError``, one that has
+            too little to go by a ``UsageError``.
+    """
+    found: dict[str, Estimate] = {}
+    reasons: dict[str, list[str]] = {}
+    for name, measure in measures.items():
+        try:
+            found |= measure()
+        except (TypeError, UsageError) as error:
+            reasons.setdefault(str(error), []).append(name)
+    return found, [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]
