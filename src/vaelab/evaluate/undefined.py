@@ -9,7 +9,7 @@ import torch
 
 from vaelab.errors import UsageError
 from vaelab.evaluate.estimate import Estimate, evaluating
-from vaelab.models import VAE
+from vaelab.models import SPACES, VAE
 from vaelab.runtime import RowNoise
 
 
@@ -28,7 +28,7 @@ def why_no_bound(model: VAE) -> str | None:
 def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder") -> str | None:
     """Why chains cannot be led from q(z|x), or from p(z), to p(z|x); None where they can."""
     if model.space != "real":
-        return f"annealing moves through real vectors, and the latents of this model are {model.space}"
+        return f"annealing moves through real vectors, and the latents of this model lie in {SPACES[model.space]}"
     reason = why_no_bound(model)
     return why_no_density(model) if reason is None and start == "encoder" else reason
 
