@@ -84,7 +84,7 @@ def mutual_information_gap(codes: Codes, factors: Factors, protocol: str) -> Est
 
     1 if each factor is in one dimension and in no other, 0 if every factor is spread or not coded at all. The
     information is exact in the factors and the posteriors, a Monte Carlo mean over one draw of z for each example: see
-    ``factor_information``. The standard error is a bootstrap's over the examples, at fixed densities.
+    ``_pointwise_information``. The standard error is a bootstrap's over the examples, at fixed densities.
 
     Args:
         codes: N examples; more make the densities q(z_d) and q(z_d|v) better ones.
@@ -110,18 +110,14 @@ def mutual_information_gap(codes: Codes, factors: Factors, protocol: str) -> Est
     return Estimate(float(_gaps(pointwise.mean(0), entropy)), stderr, "of the entropy", n, about)
 
 
-def factor_information(codes: Codes, factors: Factors) -> Array:
-    r"""What each dimension knows about each factor: :math:`I(z_d; v_k) = E[\log q(z_d|v_k) - \log q(z_d)]`, (D, F).
-
-    In nats. :math:`q(z_d|v) = \frac{1}{N_v} \sum_{n: v_n = v} q(z_d|x_n)` is the mean over all examples with that
-    value, no histogram; each example's own posterior is among them, so that with few examples of a value it is too
-    large (at most the logarithm of N). Chen et al. draw N from the whole data set, as the benchmark does.
-    """
-    return _pointwise_information(codes, factors).mean(0)
-
-
 def _pointwise_information(codes: Codes, factors: Factors) -> Array:
-    """The logarithm of q(z_d|v_k) / q(z_d) at each example's own draw, (N, D, F), in nats."""
+    r"""What each dimension tells of each factor at each example's own draw, :math:`\log q(z_d|v_k) - \log q(z_d)`.
+
+    (N, D, F), in nats; the means over the examples are the informations :math:`I(z_d; v_k)`.
+    :math:`q(z_d|v) = \frac{1}{N_v} \sum_{n: v_n = v} q(z_d|x_n)` is the mean over all examples with that value, no
+    histogram; each example's own posterior is among them, so that with few examples of a value it is too large (at most
+    the logarithm of N). Chen et al. draw N from the whole data set, as the benchmark does.
+    """
     if codes.log_scale is None:
         kind = type(codes.batches[0].qz).__name__
         raise TypeError(f"the information in a dimension is undefined for this model: its posterior {kind} has no "
