@@ -12,8 +12,8 @@ import torch
 from vaelab import extractors, measure
 from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
-from vaelab.data import load
-from vaelab.evaluate import annealed, features, importance
+from vaelab.data import Dataset, load
+from vaelab.evaluate import Annealing, annealed, features, importance
 from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 
@@ -98,15 +98,15 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
     whole = measure.measure(run, plan(rows=12), Bar())["splits"]["test"]["dynamic"]["metrics"]
     (run / "evaluation.pt").unlink()
     monkeypatch.setattr(importance, "_CPU_DECODES", 20)  # two images at a time
-    original, scored = importance._Scorer.score, []
+    original, scored = Dataset.scored, []
 
-    def score(self, rows, decodes):
+    def score(self, split, rows):
         scored.append(rows.start)
-        if scored.count(6) == 1 and rows.start == 6 and self.num_samples == 10 and len(scored) > 4:
+        if scored.count(6) == 1 and rows.start == 6 and len(scored) > 4:
             raise KeyboardInterrupt
-        return original(self, rows, decodes)
+        return original(self, split, rows)
 
-    monkeypatch.setattr(importance._Scorer, "score", score)
+    monkeypatch.setattr(Dataset, "scored", score)
     with pytest.raises(KeyboardInterrupt):
         measure.measure(run, plan(rows=12), Bar())
     values = next(iter(load_tensors(run / "evaluation.pt")["values"].values()))
@@ -122,12 +122,12 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
 
 
 def test_the_gap_of_annealing_is_kept_too(run, monkeypatch):
-    options = {"parts": ("ais",), "protocols": ("dynamic",), "annealing": measure.Annealing(5, 2, 3), "threads": 1}
-    first = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
-    monkeypatch.setattr(annealed, "ais_rows", None)
-    monkeypatch.setattr(annealed, "bdmc_rows", None)
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=5, annealing=Annealing(2, 3), threads=1)
+    first = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
+    for name in ("ais_rows", "bdmc_rows"):
+        monkeypatch.setattr(annealed, name, lambda *_, **__: pytest.fail("it is done again"))
     monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: 0.0)
-    again = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    again = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
     assert again == first
     assert first["bdmc_gap"]["n"] == 5
 
@@ -186,18 +186,18 @@ def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(
     """Ten seconds to begin and one a step: not the thirty of a short run scaled up."""
     steps, now = [], [0.0]
 
-    def anneal(subject, rows, num_distributions):
-        steps.append(num_distributions)
-        now[0] += 10.0 + num_distributions
+    def anneal(*_, how, **__):
+        steps.append(how.num_distributions)
+        now[0] += 10.0 + how.num_distributions
         return []
 
-    monkeypatch.setattr(measure, "_annealed", anneal)
+    monkeypatch.setattr(annealed, "ais_rows", anneal)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     estimated = []
     original = measure._ais_seconds
     monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: estimated.append(original(subject)) or 0.0)
     monkeypatch.setitem(measure.MEASURES, "ais", lambda subject: {"metrics": {}})
-    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), annealing=measure.Annealing(16, 2, 100), threads=1)
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=16, annealing=Annealing(2, 100), threads=1)
     measure.measure(run, plan, Bar())
     assert len(set(steps)) == 2
     assert estimated == [pytest.approx((10 + 100) * 3)], "16 images, and as many simulated ones forward and back"
@@ -252,7 +252,7 @@ def test_a_posterior_of_nan_is_one_line(run, capsys):
     torch.save(weights, run / "best_model.pth")
     assert main(["evaluate", str(run), *QUICK, "--only", "nll"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "importance weights of image 0 of the test split are not finite" in error
+    assert "an importance weight of image 0 of the test split is not finite" in error
     assert not (run / "metrics.json").exists()
 
 

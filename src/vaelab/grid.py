@@ -22,7 +22,7 @@ from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override
 from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
-from vaelab.measure import Kept
+from vaelab.measure import Kept, importance_key
 from vaelab.recipes import recipe
 from vaelab.recommend import Setting
 
@@ -171,10 +171,10 @@ class Grid:
         """-log p(x) of every image, (N,), if ``evaluation.pt`` has the values that the reported mean is made of."""
         content = read_json(self.path(point) / "metrics.json")
         kept = Kept(self.path(point) / "evaluation.pt", content["weights_sha256"])
-        of = f"{SPLIT} {self.base.data.protocol} {content['data'][f'{SPLIT}_sha256'][:16]}"
-        for arithmetic in ("fp32", "bf16"):
-            values = kept.get(f"{of} importance {self.num_samples} {arithmetic}")
-            nll = -values.get(f"k={self.num_samples}", np.empty(0))[: reported["n"]]
+        images_hash = content["data"][f"{SPLIT}_sha256"]
+        for bf16 in (False, True):
+            key = importance_key(SPLIT, self.base.data.protocol, images_hash, self.num_samples, bf16=bf16)
+            nll = -kept.get(key).get(f"k={self.num_samples}", np.empty(0))[: reported["n"]]
             if len(nll) == reported["n"] and np.isclose(nll.mean(), reported["value"], rtol=1e-9):
                 return nll
         return None
