@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
     assert [start for start in scored if start >= 4] == [6, 8, 10], "and was not scored again"
     scored.clear()
     measure.measure(run, plan(rows=12), Bar())
-    assert [start for start in scored if start >= 4] == []
+    assert scored == [], "nor was it timed"
     assert threading.active_count() < 10
 
 
@@ -126,7 +127,6 @@ def test_the_gap_of_annealing_is_kept_too(run, monkeypatch):
     first = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
     for name in ("ais_rows", "bdmc_rows"):
         monkeypatch.setattr(annealed, name, lambda *_, **__: pytest.fail("it is done again"))
-    monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: 0.0)
     again = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
     assert again == first
     assert first["bdmc_gap"]["n"] == 5
@@ -172,21 +172,32 @@ def test_how_long_it_takes_is_said_before_it_starts(run, monkeypatch, capsys):
     assert "importance sampling, 180 images x 20 samples (dynamic): about 15 min" in capsys.readouterr().err
 
 
-def test_the_estimate_of_time_is_of_the_right_size(run, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_of_time_is_of_what_is_left_by_all_workers(run, monkeypatch, threads):
     clock = iter(np.arange(0.0, 1000.0, 2.0))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    estimated = []
-    original = measure._nll_seconds
-    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(original(subject)) or 0.0)
-    measure.measure(run, plan(rows=100), Bar())
-    assert estimated == [2.0 / 4 * 100], "two seconds for four images, a hundred to score"
+    original, timed = importance.importance_rows, []
+
+    def importance_rows(*args, **options):
+        timed.append((options["workers"], torch.get_num_threads()))
+        return original(*args, **options)
+
+    monkeypatch.setattr(importance, "importance_rows", importance_rows)
+    estimated, seconds = [], measure._nll_seconds
+    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(seconds(subject)) or 0.0)
+    for rows in (100, 110, 110):
+        measure.measure(run, replace(plan(rows=rows), threads=threads), Bar())
+    assert estimated == [2.0 / 4 * left / threads for left in (100, 10, 0)], "two seconds for four images"
+    assert timed == [(1, 1), (threads, threads)] * 2, "one worker is timed, on a thread of its own"
 
 
-def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(run, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(run, monkeypatch, threads):
     """Ten seconds to begin and one a step: not the thirty of a short run scaled up."""
     steps, now = [], [0.0]
 
-    def anneal(*_, how, **__):
+    def anneal(*_, how, workers, **__):
+        assert workers == torch.get_num_threads() == 1
         steps.append(how.num_distributions)
         now[0] += 10.0 + how.num_distributions
         return []
@@ -197,10 +208,11 @@ def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(
     original = measure._ais_seconds
     monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: estimated.append(original(subject)) or 0.0)
     monkeypatch.setitem(measure.MEASURES, "ais", lambda subject: {"metrics": {}})
-    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=16, annealing=Annealing(2, 100), threads=1)
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=16, annealing=Annealing(2, 100),
+                        threads=threads)  # fmt: skip
     measure.measure(run, plan, Bar())
     assert len(set(steps)) == 2
-    assert estimated == [pytest.approx((10 + 100) * 3)], "16 images, and as many simulated ones forward and back"
+    assert estimated == [pytest.approx((10 + 100) * 3 / threads)], "16 images, and as many simulated ones forward and back"
 
 
 def test_a_test_set_of_one_image_and_labels_of_one_class(tmp_path, capsys):

@@ -307,29 +307,40 @@ MEASURES: dict[Part, Callable[[Subject], Found]] = {
 
 
 def _nll_seconds(s: Subject) -> float:
-    trial, samples = 4, min(s.plan.num_samples, 500)
-    started = time.perf_counter()
-    list(_importance(s)(rows=trial, num_samples=samples, workers=1))
-    once = (time.perf_counter() - started) / trial * s.plan.num_samples / samples
-    return once * _rows(s) / torch.get_num_threads()
+    if not (left := _left(s, _nll_key(s), _rows(s))):
+        return 0.0
+    trial, samples = min(4, s.size), min(s.plan.num_samples, 500)
+    once = _seconds(s, partial(_importance(s), rows=trial, num_samples=samples)) / trial
+    return once * s.plan.num_samples / samples * left / s.workers
 
 
 def _ais_seconds(s: Subject) -> float:
     how, size = s.plan.annealing, _annealed(s)
-    trial = min(16, size)
+    # The gap's simulated images go forward and back.
+    left = _left(s, _ais_key(s), size) + 2 * _left(s, _simulated_key(s), _simulated(s))
+    if not left:
+        return 0.0
+    # Two lengths: what a step takes, without what goes before the first.
+    trial, short, long = min(16, size), 4, 8
+    begin, more = (
+        _seconds(s, partial(_annealing(s), how=replace(how, num_distributions=steps), rows=trial))
+        for steps in (short, long)
+    )
+    step = max(more - begin, 0.0) / (long - short)
+    return (begin + step * (how.num_distributions - short)) * left / trial / s.workers
 
-    def seconds(steps: int) -> float:
+
+def _seconds(s: Subject, rows: Callable[..., Iterator[Rows]]) -> float:
+    """What these rows take one of the workers."""
+    with threads(1 if s.workers > 1 else None):
         started = time.perf_counter()
-        list(_annealing(s)(how=replace(how, num_distributions=steps), rows=trial))
+        list(rows(workers=1))
         return time.perf_counter() - started
 
-    # Two lengths: what a step takes, without what goes before the first.
-    short, long = 4, 8
-    begin = seconds(short)
-    step = max(seconds(long) - begin, 0.0) / (long - short)
-    # The gap's simulated images go forward and back.
-    images = size + 2 * _simulated(s)
-    return (begin + step * (how.num_distributions - short)) * images / trial
+
+def _left(s: Subject, key: str, size: int) -> int:
+    """How many of so many rows are not kept."""
+    return max(0, size - _length(s.kept.get(key)))
 
 
 SECONDS: dict[Part, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _ais_seconds}
