@@ -13,7 +13,7 @@ import torch
 from vaelab import extractors, measure
 from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
-from vaelab.data import Dataset, load
+from vaelab.data import Dataset, load, streaming
 from vaelab.evaluate import Annealing, annealed, features, importance
 from vaelab.folder import RunFolder
 from vaelab.progress import Bar
@@ -212,7 +212,7 @@ def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(
                         threads=threads)  # fmt: skip
     measure.measure(run, plan, Bar())
     assert len(set(steps)) == 2
-    assert estimated == [pytest.approx((10 + 100) * 3 / threads)], "16 images, and as many simulated ones forward and back"
+    assert estimated == [pytest.approx((10 + 100) * 3 / threads)], "16 images, and as many simulated, there and back"
 
 
 def test_a_test_set_of_one_image_and_labels_of_one_class(tmp_path, capsys):
@@ -223,24 +223,42 @@ def test_a_test_set_of_one_image_and_labels_of_one_class(tmp_path, capsys):
     flags = ["--data", str(tmp_path / "few.npz"), "--test-size", "1", "--epochs", "1", "--threads", "1"]
     assert main(["train", "mlp", *flags, "--out", out]) == 0
     capsys.readouterr()
-    assert main(["evaluate", out, *QUICK, "--only", "elbo", "nll", "latents", "reconstruction"]) == 0
+    assert main(["evaluate", out, *QUICK]) == 0
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]
     assert found["metrics"]["nll_20"]["stderr"] is None
     assert {"active_units", "mutual_information", "aggregate_kl", "mse"} <= found["metrics"].keys()
     assert len(found["per_dimension"]["mean"]) == 20
     assert found["per_dimension"]["variance"] is None
-    printed = capsys.readouterr().out
-    assert "No two-sample test: a two-sample test of 1 codes tells nothing" in printed
-    assert "No probes: a probe needs 5 codes and 2 classes to be fitted on: got 107, 1." in printed
+    printed = capsys.readouterr()
+    assert "No two-sample test: a two-sample test of 1 codes tells nothing" in printed.out
+    assert "No probes: a probe needs 5 codes and 2 classes to be fitted on: got 107, 1." in printed.out
+    assert "samples is left out: the training images of few are all of one class" in printed.err
 
 
 def test_labels_of_the_training_images_alone(tmp_path, capsys):
     x = np.random.default_rng(0).random((60, 1, 12, 12)).astype(np.float32)
     np.savez(tmp_path / "half.npz", x_train=x[:40], y_train=np.arange(40) % 2, x_test=x[40:])
-    out = str(tmp_path / "run")
-    assert main(["train", "mlp", "--data", str(tmp_path / "half.npz"), "--epochs", "1", "--threads", "1", "--out", out]) == 0
+    out, data = str(tmp_path / "run"), str(tmp_path / "half.npz")
+    assert main(["train", "mlp", "--data", data, "--epochs", "1", "--threads", "1", "--out", out]) == 0
     assert main(["evaluate", out, "--only", "latents"]) == 0
     assert "No probes: a probe is undefined here: the data have no labels." in capsys.readouterr().out
+
+
+def test_images_that_stay_on_disk_are_scored_as_they_are(tmp_path, monkeypatch, capsys):
+    """Where a likelihood would need them binarized, it is left out; or refused, where it was asked for alone."""
+    monkeypatch.setattr(streaming, "STREAMED", 1)
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).integers(0, 256, (60, 12, 12), np.uint8))
+    out, data = str(tmp_path / "run"), str(tmp_path / "grey.npy")
+    assert main(["train", "mlp", "--data", data, "--epochs", "1", "--threads", "1", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", out, *QUICK]) == 0
+    assert kept(tmp_path / "run")["test"].keys() == {"grey"}
+    reasons = {"nll": "these pixels are not binary", "samples": "grey has no labels"}
+    said = capsys.readouterr().err
+    assert all(f"{part} is left out: {reason}" in said for part, reason in reasons.items())
+    for part, reason in reasons.items():
+        assert main(["evaluate", out, "--only", part]) == 2
+        assert f"no {part} of this model: {reason}" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_and_a_run_of_another_version_are_one_line_and_lose_nothing(run, capsys):

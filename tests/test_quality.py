@@ -17,7 +17,7 @@ from vaelab.data.datasets import Dataset, Split, unit
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import quality
 from vaelab.evaluate.features import EXTRACTOR_SEEDS, Extractor, features, train_extractor, weights_hash
-from vaelab.evaluate.quality import frechet, precision_recall, reconstruction, sample_quality
+from vaelab.evaluate.quality import frechet, precision_recall, reconstruction, sample_quality, why_no_comparison
 from vaelab.recipes import recipe
 from vaelab.trainer import build_model
 
@@ -459,3 +459,7 @@ def test_a_comparison_that_says_nothing_is_refused(model, digits, extractors):
         sample_quality(model, digits, extractors, num=3)
     with pytest.raises(UsageError, match="no split 'tset'"):
         sample_quality(model, digits, extractors, split="tset")
+    few = replace(digits, test=digits.test.first(3))
+    for split in ("test", "train"):
+        assert why_no_comparison(few, split) == "3 images are too few to compare: 4 are the least"
+    assert why_no_comparison(few, "validation") is None

@@ -55,7 +55,7 @@ class Plan:
     Args:
         split: which images.
         protocols: what is done to their pixels; empty: as the run was trained, and binarized (``dynamic``) too where
-            the likelihood of the pixels as they are is none.
+            the likelihood of the pixels as they are is none and they are in memory.
         parts: which measures.
         num_samples: importance samples per image.
         rows: importance-sample only the first so many images; None: all.
@@ -121,7 +121,7 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
     """Measure a run by a plan; returns the content of its ``metrics.json``.
 
     Raises:
-        UsageError: if there is no run, no such split, or nothing can be sampled.
+        UsageError: if there is no run, no such split, or a part cannot be had that was asked for alone.
         FailureError: if files are damaged, the data have changed, or the model's numbers are not finite.
     """
     folder = RunFolder.open(path)
@@ -133,10 +133,10 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
              "weights_sha256": weights}  # fmt: skip
     content = _measured_before(path / "metrics.json", about)
     with threads(plan.threads), bar:
-        plan = _possible(model, plan, bar)
+        scored = _under(run, model, data, plan)
+        plan = _possible(model, scored, plan, bar)
         kept = Kept(path / "evaluation.pt", weights)
-        subjects = [Subject(run, model, under.to(device), plan, kept, bar)
-                    for under in _under(run, model, data, plan)]  # fmt: skip
+        subjects = [Subject(run, model, under.to(device), plan, kept, bar) for under in scored]
         jobs: list[tuple[Subject, Part]] = [(subject, part) for subject in subjects for part in _parts(subject)]
         for subject, part in jobs:
             if part in SECONDS and (seconds := SECONDS[part](subject)) > 5:
@@ -155,14 +155,21 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
     return content
 
 
-def _possible(model: VAE, plan: Plan, bar: Bar) -> Plan:
-    """The plan without what this model cannot have; refuses a part that was asked for alone, or is never a default."""
-    reasons: dict[Part, str | None] = {"nll": why_no_bound(model), "ais": why_no_annealing(model, plan.annealing.start)}
+def _possible(model: VAE, scored: list[Dataset], plan: Plan, bar: Bar) -> Plan:
+    """The plan without what cannot be had here; refuses a part that was asked for alone, or is never a default."""
+    bounded = bool(plan.protocols) or any(model.is_density(binary_data=data.binary) for data in scored)
+    no_likelihood = None if bounded else "these pixels are not binary, and have no likelihood under a Bernoulli"
+    reasons: dict[Part, str | None] = {
+        "nll": why_no_bound(model) or no_likelihood,
+        "ais": why_no_annealing(model, plan.annealing.start) or no_likelihood,
+        "samples": quality.why_no_comparison(scored[0], plan.split),
+    }
     left = tuple(part for part in plan.parts if reasons.get(part) is None)
-    for part in set(plan.parts) - set(left):
-        if part == "ais" or not left:
-            raise UsageError(f"no {part} of this model: {reasons[part]}")
-        bar.say(f"{part} is left out: {reasons[part]}")
+    for part in plan.parts:
+        if (reason := reasons.get(part)) is not None:
+            if part == "ais" or not left:
+                raise UsageError(f"no {part} of this model: {reason}")
+            bar.say(f"{part} is left out: {reason}")
     return replace(plan, parts=left)
 
 
@@ -175,7 +182,8 @@ def _measured_before(file: Path, about: dict[str, Any]) -> dict[str, Any]:
 def _under(run: Run, model: VAE, data: Dataset, plan: Plan) -> list[Dataset]:
     """The data under each protocol to score; refuses those that the likelihood is none of."""
     protocols = plan.protocols or (data.protocol,)
-    if not plan.protocols and data.protocol == "grey" and not model.is_density(binary_data=data.binary):
+    in_memory = data.train.where is None  # images that stay on disk are not binarized
+    if not plan.protocols and data.protocol == "grey" and in_memory and not model.is_density(binary_data=data.binary):
         protocols = ("grey", "dynamic")
     found = [data if p == data.protocol else load_data(override(run, protocol=p)) for p in protocols]
     for under in found:
@@ -188,12 +196,7 @@ def _parts(subject: Subject) -> list[Part]:
     plan = subject.plan
     own = bool(plan.protocols) or subject.data.protocol == subject.run.data.protocol
     likelihood = bool(plan.protocols) or subject.model.is_density(binary_data=subject.data.binary)
-    fits: dict[Part, bool] = {
-        "elbo": True,
-        "nll": likelihood,
-        "ais": likelihood,
-        "samples": own and subject.data.train.y is not None,
-    }
+    fits: dict[Part, bool] = {"elbo": True, "nll": likelihood, "ais": likelihood}
     return [part for part in plan.parts if fits.get(part, own)]
 
 

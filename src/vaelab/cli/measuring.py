@@ -67,7 +67,8 @@ def evaluate(
 
     if memory < 1:
         raise UsageError(f"--memory {memory}: must be at least 1 (MiB)")
-    _check({"--num-samples": num_samples, "--rows": rows, "--ais-images": ais_images, "--ais-chains": ais_chains})
+    _check({"--num-samples": num_samples, "--rows": rows, "--ais-images": ais_images, "--ais-chains": ais_chains,
+            "--threads": threads})  # fmt: skip
     _check({"--ais-steps": ais_steps}, least=2)
     annealing = {"num_chains": ais_chains, "num_distributions": ais_steps, "start": ais_start}
     settings = {"split": split, "protocols": protocol, "num_samples": num_samples, "rows": rows, "device": device,

@@ -255,6 +255,17 @@ def sample_quality(
     }
 
 
+def why_no_comparison(data: Dataset, split: str) -> str | None:
+    """Why a model's samples cannot be compared with the images of a split; None where they can."""
+    y = data.train.y
+    if y is None:
+        return f"{data.name} has no labels, and samples are compared by the features of a classifier"
+    if len(y.unique()) < 2:
+        return f"the training images of {data.name} are all of one class, and a classifier needs at least two"
+    count = min(len(data.split(split)), len(data.test if split == "train" else data.train))
+    return None if count > NEIGHBOURS else f"{count} images are too few to compare: {NEIGHBOURS + 1} are the least"
+
+
 def _embed(extractors: Sequence[Extractor], x: Tensor) -> list[Array]:
     return [features(extractor, x) for extractor in extractors]
 
