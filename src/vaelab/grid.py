@@ -176,6 +176,7 @@ class Grid:
                 latent_dim, beta, len(values), float(values.mean()), float(error), images=mean,
                 spread=float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
                 slack=float(np.mean([_slack(found) for found in metrics.values()])), means=means,
+                has_beta="beta" in flat(self.base),
             ))  # fmt: skip
         return settings, protocol
 
