@@ -294,3 +294,10 @@ def test_extractors_are_trained_once(run, monkeypatch):
     again = extractors.extractors_for(data, Bar())
     assert [features.weights_hash(e) for e in first] == [features.weights_hash(e) for e in again]
     assert len({features.weights_hash(e) for e in first}) == 3
+
+
+def test_other_labels_of_the_same_images_have_extractors_of_their_own(run):
+    data = load("digits")
+    odd = replace(data, train=replace(data.train, y=data.train.y % 2))
+    by_digit, by_parity = (extractors.extractors_for(each, Bar())[0] for each in (data, odd))
+    assert (by_digit.classify.out_features, by_parity.classify.out_features) == (10, 2)
