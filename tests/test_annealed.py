@@ -354,6 +354,13 @@ def test_workers_side_by_side_change_nothing(trained, digits, start):
             np.testing.assert_allclose(values, one[name], rtol=1e-4, err_msg=name)
 
 
+def test_a_gpu_does_not_take_all_images_at_once(trained, monkeypatch):
+    monkeypatch.setattr(module._Annealer, "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "decode_bytes", lambda model: 1000)
+    pieces = module._Annealer(trained, Annealing(), 0).pieces(0, 1000, 2**30, 1)
+    assert [piece.stop for piece in pieces] == [256, 512, 768, 1000]
+
+
 def test_simulated_images_belong_to_their_rows_and_are_binary(trained):
     z, x = module._simulate(trained, range(6), 7, torch.device("cpu"))
     later_z, later_x = module._simulate(trained, range(4, 6), 7, torch.device("cpu"))

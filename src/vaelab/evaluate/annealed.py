@@ -32,8 +32,9 @@ Start = Literal["encoder", "prior"]
 
 PILOT_CHAINS = 2  # per image: more make the step sizes hardly better, and two cost an eighth of what 16 chains do
 
-# Chains at a time where memory allows more: what stays in the processor's cache, and what fills a GPU.
-_CPU_CHAINS, _GPU_CHAINS = 512, 65_536
+# Chains at a time where memory allows more: what stays in the processor's cache; on a GPU, of the usual thousand images
+# with 16 chains each a quarter, so that progress shows and an interruption does not lose all.
+_CPU_CHAINS, _GPU_CHAINS = 512, 4096
 _BACKWARD = 3  # times the memory of a decode, for one with its gradient
 _CHUNK = 25  # transitions whose noise is drawn at once
 # MKL takes other ways for products of few rows, and rounds otherwise: of fewer than 16 on some processors, than four on
