@@ -137,8 +137,7 @@ def time_ours(options: Options) -> dict[str, Any]:
                                 "compiling": can_compile(cpu)}  # fmt: skip
 
     def score(images: int) -> list[float]:
-        parts = importance.importance_rows(model, data, rows=images, **settings)
-        return join([part for _, part in parts])[f"k={SAMPLES}"].tolist()
+        return join(importance.importance_rows(model, data, rows=images, **settings))[f"k={SAMPLES}"].tolist()
 
     # Not timed: they wait for the compiler, some ten seconds that ten thousand images have and forty have not.
     score(FIRST)
@@ -166,10 +165,9 @@ def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
     """The change of the negative log-likelihood under bf16 products, paired over images and draws."""
     model = v.load_model(run)
     full, half = (
-        join([part for _, part in importance.importance_rows(
-            model, data, rows=options.images, num_samples=500, bf16=bf16)])["k=500"]
+        join(importance.importance_rows(model, data, rows=options.images, num_samples=500, bf16=bf16))["k=500"]
         for bf16 in (False, True)
-    )  # fmt: skip
+    )
     change = full - half
     stderr = change.std(ddof=1) / len(change) ** 0.5
     write_json(HERE / "results" / "nll_bf16_gap.json", {
@@ -183,17 +181,14 @@ def measure_gap(run: Path, data: v.data.Dataset, options: Options) -> None:
 def measure_ais(run: Path, data: v.data.Dataset, options: Options) -> None:
     """Images a second of annealing, on all cores and on one, in large batches and in small ones, in turn."""
     model = v.load_model(run)
-    few: dict[str, Any] = {"num_chains": 16, "num_distributions": 100}
+    how = annealed.Annealing(num_chains=16, num_distributions=100)
 
     def seconds(images: int, workers: int, at_once: int) -> float:
         torch.set_num_threads(workers)
         started = time.perf_counter()
         for first in range(0, images, at_once):
-            list(
-                annealed.ais_rows(
-                    model, data, rows=min(first + at_once, images), first_row=first, workers=workers, **few
-                )
-            )
+            end = min(first + at_once, images)
+            list(annealed.ais_rows(model, data, how=how, rows=end, first_row=first, workers=workers))
         return time.perf_counter() - started
 
     seconds(4, 1, 4)

@@ -1,7 +1,9 @@
 """Annealing against distributions and a model whose constants are known exactly; and proof that errors would show."""
 
 import copy
+import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from vaelab import samplers
 from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import annealed as module
-from vaelab.evaluate.annealed import ais_rows, annealed, bdmc_gap, bdmc_rows
-from vaelab.evaluate.importance import join
+from vaelab.evaluate.annealed import Annealing, ais_rows, bdmc_rows, summarize, summarize_gap
+from vaelab.evaluate.elbo import bound_protocol
+from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.recipes import recipe
 from vaelab.samplers import annealed_importance_sampling, hmc, pilot_step_sizes, sigmoid_schedule
@@ -218,7 +221,7 @@ def test_the_schedule_rises_slowest_at_its_ends():
 
 N = 150
 ENCODERS = {"exact": (0.0, 0.0), "wide": (0.5, 0.0), "narrow": (-0.4, 0.0), "shifted": (0.0, 0.2)}
-SETTINGS = {"num_chains": 8, "num_distributions": 20, "num_leapfrog": 5}
+FEW = Annealing(num_chains=8, num_distributions=20, num_leapfrog=5)
 
 
 @pytest.fixture(autouse=True)
@@ -227,13 +230,17 @@ def _big_blocks(monkeypatch):
     monkeypatch.setattr(module, "_CPU_CHAINS", 4096)
 
 
-def rows(model, data, **options):
-    return join([values for _, values in ais_rows(model, data, **SETTINGS | options)])
+def rows(model, data, how=FEW, **options):
+    return join(ais_rows(model, data, "test", how, **options))
 
 
-def errors(model, x, **options):
+def gap(model, how=FEW, **options):
+    return summarize_gap(join(bdmc_rows(model, how, **options)), how)
+
+
+def errors(model, x, how=FEW):
     """Per example: the estimate's error in nats, and the weights' relative variance over twice their number."""
-    found = rows(model, dataset(x), **options)
+    found = rows(model, dataset(x), how)
     return found["log_px"] - exact_log_px(model, x).numpy(), (8 / found["ess"] - 1) / 16
 
 
@@ -255,7 +262,7 @@ def test_the_estimate_is_right_from_the_prior(latent_dim):
     model = linear_vae(latent_dim, sigma=2.0)
     with torch.no_grad():
         model.posterior_head.loc_and_log_scale.bias.fill_(50.0)  # an encoder that must not matter
-    assert_right(*errors(model, sample_images(model, N), start="prior", num_distributions=40))
+    assert_right(*errors(model, sample_images(model, N), replace(FEW, start="prior", num_distributions=40)))
 
 
 @pytest.mark.parametrize(
@@ -289,9 +296,8 @@ def test_bounds_of_simulated_images_hold_the_exact_value_between_them(start, mon
     gaps = []
     for num_distributions in (3, 30):
         made.clear()
-        options = {**SETTINGS, "num_distributions": num_distributions, "start": start}
-        parts = bdmc_rows(model, num_images=N, **options)
-        found = join([values for _, values in parts])
+        how = replace(FEW, num_distributions=num_distributions, start=start)
+        found = join(bdmc_rows(model, how, num_images=N))
         exact = exact_log_px(model, torch.cat([x for _, x in made])).numpy()
         below, above = exact - found["lower"], found["upper"] - exact
         for slack in (below, above):
@@ -311,9 +317,9 @@ def test_that_the_wrong_sign_of_reverse_weights_shows(monkeypatch):
         found = sampling(*args, reverse=reverse, **kwargs)
         return found._replace(log_w=-found.log_w) if reverse else found
 
-    assert 0 < bdmc_gap(model, num_images=20, **SETTINGS)["bdmc_gap"].value < 5
+    assert 0 < gap(model, num_images=20)["bdmc_gap"].value < 5
     monkeypatch.setattr(module, "annealed_importance_sampling", wrong)
-    assert abs(bdmc_gap(model, num_images=20, **SETTINGS)["bdmc_gap"].value) > 5
+    assert abs(gap(model, num_images=20)["bdmc_gap"].value) > 5
 
 
 # --- noise, memory, manners -----------------------------------------------------------------------------------------
@@ -326,11 +332,11 @@ def trained(digits):
 
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_memory_and_resuming_change_nothing(trained, digits, start):
-    options = {**SETTINGS, "num_distributions": 3, "start": start, "rows": 19}
-    whole = rows(trained, digits, **options)
-    parts = list(ais_rows(trained, digits, memory=1, **options))
+    how = replace(FEW, num_distributions=3, start=start)
+    whole = rows(trained, digits, how, rows=19)
+    parts = list(ais_rows(trained, digits, "test", how, rows=19, memory=1))
     assert [part for part, _ in parts] == [slice(0, 16), slice(16, 19)]
-    small, rest = join([values for _, values in parts]), rows(trained, digits, first_row=17, **options)
+    small, rest = join(parts), rows(trained, digits, how, rows=19, first_row=17)
     for name, values in whole.items():
         np.testing.assert_allclose(small[name], values, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(rest[name], values[17:], rtol=1e-4, err_msg=name)
@@ -338,14 +344,21 @@ def test_memory_and_resuming_change_nothing(trained, digits, start):
 
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_workers_side_by_side_change_nothing(trained, digits, start):
-    options = {**SETTINGS, "num_distributions": 3, "start": start}
-    for anneal in (lambda **more: ais_rows(trained, digits, rows=40, **options, **more),
-                   lambda **more: bdmc_rows(trained, num_images=40, **options, **more)):  # fmt: skip
-        one = join([values for _, values in anneal()])
+    how = replace(FEW, num_distributions=3, start=start)
+    for anneal in (lambda **more: ais_rows(trained, digits, "test", how, rows=40, **more),
+                   lambda **more: bdmc_rows(trained, how, num_images=40, **more)):  # fmt: skip
+        one = join(anneal())
         parts = list(anneal(workers=3))
         assert [part for part, _ in parts] == [slice(0, 16), slice(16, 32), slice(32, 40)], "none is idle"
-        for name, values in join([values for _, values in parts]).items():
+        for name, values in join(parts).items():
             np.testing.assert_allclose(values, one[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_gpu_does_not_take_all_images_at_once(trained, monkeypatch):
+    monkeypatch.setattr(module._Annealer, "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "decode_bytes", lambda model: 1000)
+    pieces = module._Annealer(trained, Annealing(), 0).pieces(0, 1000, 2**30, 1)
+    assert [piece.stop for piece in pieces] == [256, 512, 768, 1000]
 
 
 def test_simulated_images_belong_to_their_rows_and_are_binary(trained):
@@ -354,8 +367,8 @@ def test_simulated_images_belong_to_their_rows_and_are_binary(trained):
     assert torch.equal(z[4:], later_z)
     assert torch.equal(x[4:], later_x)
     assert set(x.unique().tolist()) == {0.0, 1.0}
-    options = {**SETTINGS, "num_images": 6, "num_distributions": 3}
-    whole, rest = (join([values for _, values in bdmc_rows(trained, first_row=f, **options)]) for f in (0, 4))
+    how = replace(FEW, num_distributions=3)
+    whole, rest = (join(bdmc_rows(trained, how, num_images=6, first_row=first)) for first in (0, 4))
     np.testing.assert_array_equal(whole["upper"][4:], rest["upper"])
     np.testing.assert_array_equal(whole["lower"][4:], rest["lower"])
 
@@ -364,8 +377,8 @@ def test_nothing_global_is_touched(trained, digits):
     trained.train()
     trained.zero_grad(set_to_none=True)
     before = torch.get_rng_state()
-    rows(trained, digits, num_distributions=2, rows=2, start="prior")
-    bdmc_gap(trained, num_images=2, num_distributions=2, num_chains=2)
+    rows(trained, digits, replace(FEW, num_distributions=2, start="prior"), rows=2)
+    gap(trained, Annealing(num_chains=2, num_distributions=2), num_images=2)
     assert torch.equal(torch.get_rng_state(), before)
     assert trained.training
     assert all(p.requires_grad and p.grad is None for p in trained.parameters())
@@ -373,8 +386,9 @@ def test_nothing_global_is_touched(trained, digits):
 
 
 def test_what_is_reported(trained, digits):
-    options = {"num_chains": 4, "num_distributions": 5, "num_leapfrog": 3}
-    found = annealed(trained, digits, rows=8, **options)
+    how = Annealing(num_chains=4, num_distributions=5, num_leapfrog=3)
+    protocol = functools.partial(bound_protocol, trained, digits, "test", rows=8)
+    found = summarize(rows(trained, digits, how, rows=8), how, protocol)
     assert list(found) == ["nll_ais", "ais_ess", "ais_acceptance"]
     assert found["nll_ais"].n == 8
     assert found["nll_ais"].protocol == (
@@ -383,12 +397,12 @@ def test_what_is_reported(trained, digits):
     )
     assert 1 <= found["ais_ess"].value <= 4
     assert 0 < found["ais_acceptance"].value < 1
-    gap = bdmc_gap(trained, num_images=8, seed=3, **options)
-    assert list(gap) == ["bdmc_lower", "bdmc_upper", "bdmc_gap"]
-    assert gap["bdmc_gap"].value == pytest.approx(gap["bdmc_upper"].value - gap["bdmc_lower"].value)
-    assert gap["bdmc_gap"].unit == "nats"
-    assert "simulated data, and only indicates the error on real data" in gap["bdmc_gap"].protocol
-    assert bdmc_gap(trained, num_images=8, seed=4, **options)["bdmc_lower"] != gap["bdmc_lower"]
+    bounds = gap(trained, how, num_images=8, seed=3)
+    assert list(bounds) == ["bdmc_lower", "bdmc_upper", "bdmc_gap"]
+    assert bounds["bdmc_gap"].value == pytest.approx(bounds["bdmc_upper"].value - bounds["bdmc_lower"].value)
+    assert bounds["bdmc_gap"].unit == "nats"
+    assert "simulated data, and only indicates the error on real data" in bounds["bdmc_gap"].protocol
+    assert gap(trained, how, num_images=8, seed=4)["bdmc_lower"] != bounds["bdmc_lower"]
 
 
 @pytest.mark.parametrize(
@@ -400,22 +414,20 @@ def test_what_is_reported(trained, digits):
         ({"start": "encoda"}, "no start 'encoda'; did you mean 'encoder'"),
     ],
 )
-def test_bad_input_is_one_line(trained, digits, options, message):
+def test_bad_input_is_one_line(options, message):
     with pytest.raises(UsageError, match=message):
-        ais_rows(trained, digits, **options)
-    with pytest.raises(UsageError, match=message):
-        bdmc_rows(trained, **options)
+        Annealing(**options)
 
 
 @pytest.mark.parametrize(("part", "name"), [("posterior_head", r"log q\(z\|x\)"), ("decoder", r"log p\(x\|z\)")])
 def test_a_model_that_yields_nan_is_named(trained, digits, part, name):
-    model = copy.deepcopy(trained)
+    model, how = copy.deepcopy(trained), Annealing(num_distributions=2)
     with torch.no_grad():
         next(getattr(model, part).parameters()).fill_(float("nan"))
     with pytest.raises(FailureError, match=f"{name} of image 3 of the test split is not finite"):
-        list(ais_rows(model, digits, first_row=3, num_distributions=2))
+        list(ais_rows(model, digits, "test", how, first_row=3))
     with pytest.raises(FailureError, match="image 0 that the model made"):
-        bdmc_gap(model, num_images=2, num_distributions=2)
+        gap(model, how, num_images=2)
 
 
 def test_a_posterior_without_density_is_no_start(trained, digits, monkeypatch):
@@ -430,5 +442,5 @@ def test_a_posterior_without_density_is_no_start(trained, digits, monkeypatch):
     posterior = VAE.posterior
     monkeypatch.setattr(VAE, "posterior", lambda self, x, y=None: Point(posterior(self, x, y).mean))
     with pytest.raises(TypeError, match='Point has no density; use start="prior"'):
-        list(ais_rows(trained, digits, num_distributions=2, rows=1))
-    assert np.isfinite(rows(trained, digits, num_distributions=2, rows=1, start="prior")["log_px"]).all()
+        rows(trained, digits, Annealing(num_distributions=2), rows=1)
+    assert np.isfinite(rows(trained, digits, Annealing(num_distributions=2, start="prior"), rows=1)["log_px"]).all()

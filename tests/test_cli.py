@@ -226,6 +226,8 @@ def test_an_existing_picture_is_not_overwritten(run, tmp_path, capsys):
         (["evaluate", "--ais-steps", "1"], "--ais-steps 1: must be at least 2"),
         (["evaluate", "--rows", "0"], "--rows 0: must be at least 1"),
         (["evaluate", "--memory", "0"], "--memory 0: must be at least 1"),
+        (["evaluate", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["evaluate", "--threads", "-1"], "--threads -1: must be at least 1"),
         (["evaluate", "--split", "tset"], "--split tset: there is train, validation, test; did you mean 'test'?"),
         (
             ["evaluate", "--protocol", "gray"],

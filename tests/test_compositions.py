@@ -19,7 +19,7 @@ AIS = ["--only", "ais", "--ais-images", "4", "--ais-steps", "4", "--ais-chains",
 # What each command does with each run: nothing is passed, or the line that refuses it.
 REFUSED = {
     ("planar", "ais"): "no ais of this model",
-    ("sphere", "ais"): "annealing moves through real vectors, and the latents of this model are sphere",
+    ("sphere", "ais"): "annealing moves through real vectors, and the latents of this model lie in the unit sphere",
     ("flow", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
     ("planar", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
     ("sphere", "explore"): "exploring needs latents that are any real vectors: those of this model are sphere",

@@ -12,6 +12,7 @@ import torch
 
 from oracle import bend, dataset, exact_log_px, linear_vae, sample_images
 from vaelab import evaluate as measure
+from vaelab import specs
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.data.datasets import EVALUATION_SEED
@@ -19,7 +20,8 @@ from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import importance
 from vaelab.evaluate.importance import effective_sample_size, iwae_bounds, nll, sample_counts
-from vaelab.models import Draw
+from vaelab.evaluate.undefined import why_no_bound
+from vaelab.models import VAE, Draw
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise, SampleNoise
 from vaelab.train import fit
@@ -29,8 +31,7 @@ ENCODERS = {"exact": (0.0, 0.0), "wide": (0.4, 0.0), "narrow": (-0.15, 0.0), "sh
 
 
 def rows(model, data, **options):
-    parts = importance.importance_rows(model, data, **options)
-    return importance.join([values for _, values in parts])
+    return importance.join(importance.importance_rows(model, data, **options))
 
 
 def errors(model, x, **options):
@@ -130,8 +131,8 @@ digits = v.load("digits")
 model = v.fit(v.override(v.recipes.mlp(), epochs=1), digits)
 for bf16 in (False, True):
     options = {"num_samples": 200, "rows": 6, "bf16": bf16}
-    plain = join([part for _, part in importance_rows(model, digits, **options)])
-    fused = join([part for _, part in importance_rows(model, digits, **options, workers=2, compiling=True)])
+    plain = join(importance_rows(model, digits, **options))
+    fused = join(importance_rows(model, digits, **options, workers=2, compiling=True))
     for name, values in plain.items():
         # In bf16 what is fused skips roundings that the plain way makes.
         tolerance = 1e-4 if not bf16 else 1e-3 if name.startswith("k=") else 0.2
@@ -218,15 +219,15 @@ def test_bf16_products_stay_near(trained, digits):
 def test_bad_input_is_one_line(trained, digits):
     with pytest.raises(UsageError, match="--num-samples 0"):
         nll(trained, digits, num_samples=0)
-    with pytest.raises(UsageError, match="--memory 1000: one image alone"):
-        nll(trained, digits, memory=1000)
+    with pytest.raises(UsageError, match="--memory 1: one image alone takes 2 MiB to decode"):
+        nll(trained, digits, memory=2**20, workers=2**21 // importance.decode_bytes(trained))
 
 
 def test_a_posterior_that_yields_nan_is_named(digits):
     model = fit(override(recipe("mlp"), epochs=1), digits)
     with torch.no_grad():
         model.posterior_head.loc_and_log_scale.bias[0] = float("nan")
-    with pytest.raises(FailureError, match="image 0 of the test split are not finite"):
+    with pytest.raises(FailureError, match="an importance weight of image 0 of the test split is not finite"):
         nll(model, digits, num_samples=10)
 
 
@@ -234,3 +235,17 @@ def test_one_image_has_no_standard_error(trained, digits):
     found = nll(trained, digits, num_samples=10, rows=1)["nll_10"]
     assert math.isnan(found.stderr)
     assert found.to_json()["stderr"] is None
+
+
+def test_a_model_in_training_is_scored_as_any_other_and_left_as_it_was(digits):
+    parts = (specs.ConvEncoder((4,), dropout=0.5), specs.DiagonalNormal(2), specs.StandardNormal(),
+             specs.ConvDecoder((4,), batch_norm=True), specs.Bernoulli())  # fmt: skip
+    model = VAE(*parts, digits.shape).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert why_no_bound(model) is None
+    nll(model, digits, num_samples=2, rows=3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training

@@ -212,12 +212,11 @@ def test_a_collapsed_posterior_says_nothing():
     assert not codes.rate.any()
     test = classifiers.two_sample_test(codes, "")
     assert abs(test.value - 0.5) < 3 * 0.5 / test.n**0.5
-    moments = latents.moments(codes)
-    assert np.abs(moments.mean_score).max() < 3.5
-    assert np.abs(moments.variance_score).max() < 3.5
+    assert np.abs(codes.z.mean(0)).max() < 3.5 * (1 / 3000) ** 0.5
+    assert np.abs(codes.z.var(0) - 1).max() < 3.5 * (2 / 3000) ** 0.5
 
 
-# --- units and moments ----------------------------------------------------------------------------------------------
+# --- units ---------------------------------------------------------------------------------------------------------
 
 
 def test_units_are_active_by_the_variance_of_their_means():
@@ -239,32 +238,6 @@ def test_a_unit_at_the_threshold_is_as_uncertain_as_resampling_makes_it():
     resampled = [rng.choice(loc[:, 0], 500).var(ddof=1) > 0.01 for _ in range(4000)]
     assert units.stderr == pytest.approx(np.std(resampled), abs=0.04)
     assert units == latents.active_units(codes_of(loc), "")
-
-
-@pytest.mark.parametrize(
-    ("draw", "as_if_normal"),  # mean 0 and variance 1, 800 times over; the true error of s^2 over that of normal codes
-    [
-        (lambda rng: rng.exponential(1.0, (4000, 800)) - 1, 2.0),
-        (lambda rng: rng.uniform(-(3**0.5), 3**0.5, (4000, 800)), 0.4**0.5),
-    ],
-)
-def test_standard_errors_of_moments_hold_for_codes_that_are_not_normal(draw, as_if_normal):
-    moments = latents.moments(same_as(draw(np.random.default_rng(7))))
-    for score in (moments.mean_score, moments.variance_score):
-        assert abs(score.mean()) < 0.25
-        assert score.std() == pytest.approx(1, abs=0.12)
-    assert ((moments.variance - 1) / np.sqrt(2 / 4000)).std() == pytest.approx(as_if_normal, rel=0.1)
-
-
-def test_a_single_code_has_no_moments():
-    with pytest.raises(UsageError, match="1 code has no variance"):
-        latents.moments(same_as(np.zeros((1, 2))))
-
-
-def test_a_constant_code_is_infinitely_far_from_the_prior():
-    moments = latents.moments(same_as(np.full((50, 1), 2.0)))
-    assert moments.mean_score == np.inf
-    assert moments.variance_score == -np.inf
 
 
 # --- two-sample test ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 from vaelab import extractors, measure
 from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
-from vaelab.data import load
-from vaelab.evaluate import annealed, features, importance
+from vaelab.data import Dataset, load, streaming
+from vaelab.evaluate import Annealing, annealed, features, importance
 from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 
@@ -98,15 +99,15 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
     whole = measure.measure(run, plan(rows=12), Bar())["splits"]["test"]["dynamic"]["metrics"]
     (run / "evaluation.pt").unlink()
     monkeypatch.setattr(importance, "_CPU_DECODES", 20)  # two images at a time
-    original, scored = importance._Scorer.score, []
+    original, scored = Dataset.scored, []
 
-    def score(self, rows, decodes):
+    def score(self, split, rows):
         scored.append(rows.start)
-        if scored.count(6) == 1 and rows.start == 6 and self.num_samples == 10 and len(scored) > 4:
+        if scored.count(6) == 1 and rows.start == 6 and len(scored) > 4:
             raise KeyboardInterrupt
-        return original(self, rows, decodes)
+        return original(self, split, rows)
 
-    monkeypatch.setattr(importance._Scorer, "score", score)
+    monkeypatch.setattr(Dataset, "scored", score)
     with pytest.raises(KeyboardInterrupt):
         measure.measure(run, plan(rows=12), Bar())
     values = next(iter(load_tensors(run / "evaluation.pt")["values"].values()))
@@ -117,17 +118,16 @@ def test_an_interrupted_measurement_goes_on_where_it_was(run, monkeypatch):
     assert [start for start in scored if start >= 4] == [6, 8, 10], "and was not scored again"
     scored.clear()
     measure.measure(run, plan(rows=12), Bar())
-    assert [start for start in scored if start >= 4] == []
+    assert scored == [], "nor was it timed"
     assert threading.active_count() < 10
 
 
 def test_the_gap_of_annealing_is_kept_too(run, monkeypatch):
-    options = {"parts": ("ais",), "protocols": ("dynamic",), "annealing": measure.Annealing(5, 2, 3), "threads": 1}
-    first = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
-    monkeypatch.setattr(annealed, "ais_rows", None)
-    monkeypatch.setattr(annealed, "bdmc_rows", None)
-    monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: 0.0)
-    again = measure.measure(run, measure.Plan(**options), Bar())["splits"]["test"]["dynamic"]["metrics"]
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=5, annealing=Annealing(2, 3), threads=1)
+    first = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
+    for name in ("ais_rows", "bdmc_rows"):
+        monkeypatch.setattr(annealed, name, lambda *_, **__: pytest.fail("it is done again"))
+    again = measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
     assert again == first
     assert first["bdmc_gap"]["n"] == 5
 
@@ -172,48 +172,93 @@ def test_how_long_it_takes_is_said_before_it_starts(run, monkeypatch, capsys):
     assert "importance sampling, 180 images x 20 samples (dynamic): about 15 min" in capsys.readouterr().err
 
 
-def test_the_estimate_of_time_is_of_the_right_size(run, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_of_time_is_of_what_is_left_by_all_workers(run, monkeypatch, threads):
     clock = iter(np.arange(0.0, 1000.0, 2.0))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    estimated = []
-    original = measure._nll_seconds
-    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(original(subject)) or 0.0)
-    measure.measure(run, plan(rows=100), Bar())
-    assert estimated == [2.0 / 4 * 100], "two seconds for four images, a hundred to score"
+    original, timed = importance.importance_rows, []
+
+    def importance_rows(*args, **options):
+        timed.append((options["workers"], torch.get_num_threads()))
+        return original(*args, **options)
+
+    monkeypatch.setattr(importance, "importance_rows", importance_rows)
+    estimated, seconds = [], measure._nll_seconds
+    monkeypatch.setitem(measure.SECONDS, "nll", lambda subject: estimated.append(seconds(subject)) or 0.0)
+    for rows in (100, 110, 110):
+        measure.measure(run, replace(plan(rows=rows), threads=threads), Bar())
+    assert estimated == [2.0 / 4 * left / threads for left in (100, 10, 0)], "two seconds for four images"
+    assert timed == [(1, 1), (threads, threads)] * 2, "one worker is timed, on a thread of its own"
 
 
-def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(run, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_of_annealing_counts_what_comes_before_the_first_step_once(run, monkeypatch, threads):
     """Ten seconds to begin and one a step: not the thirty of a short run scaled up."""
     steps, now = [], [0.0]
 
-    def anneal(subject, rows, num_distributions):
-        steps.append(num_distributions)
-        now[0] += 10.0 + num_distributions
+    def anneal(*_, how, workers, **__):
+        assert workers == torch.get_num_threads() == 1
+        steps.append(how.num_distributions)
+        now[0] += 10.0 + how.num_distributions
         return []
 
-    monkeypatch.setattr(measure, "_annealed", anneal)
+    monkeypatch.setattr(annealed, "ais_rows", anneal)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     estimated = []
     original = measure._ais_seconds
     monkeypatch.setitem(measure.SECONDS, "ais", lambda subject: estimated.append(original(subject)) or 0.0)
     monkeypatch.setitem(measure.MEASURES, "ais", lambda subject: {"metrics": {}})
-    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), annealing=measure.Annealing(16, 2, 100), threads=1)
+    plan = measure.Plan(parts=("ais",), protocols=("dynamic",), ais_images=16, annealing=Annealing(2, 100),
+                        threads=threads)  # fmt: skip
     measure.measure(run, plan, Bar())
     assert len(set(steps)) == 2
-    assert estimated == [pytest.approx((10 + 100) * 3)], "16 images, and as many simulated ones forward and back"
+    assert estimated == [pytest.approx((10 + 100) * 3 / threads)], "16 images, and as many simulated, there and back"
 
 
-def test_a_test_set_of_one_image(tmp_path, capsys):
+def test_a_test_set_of_one_image_and_labels_of_one_class(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "few.npz", x=(rng.random((120, 1, 12, 12)) < 0.3).astype(np.float32))
+    x = (rng.random((120, 1, 12, 12)) < 0.3).astype(np.float32)
+    np.savez(tmp_path / "few.npz", x=x, y=np.zeros(120, np.int64))
     out = str(tmp_path / "run")
     flags = ["--data", str(tmp_path / "few.npz"), "--test-size", "1", "--epochs", "1", "--threads", "1"]
     assert main(["train", "mlp", *flags, "--out", out]) == 0
-    assert main(["evaluate", out, *QUICK, "--only", "elbo", "nll"]) == 0
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]["metrics"]
-    assert found["nll_20"]["stderr"] is None
-    assert main(["evaluate", out, "--only", "latents"]) == 2
-    assert "1 code" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["evaluate", out, *QUICK]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]["grey"]
+    assert found["metrics"]["nll_20"]["stderr"] is None
+    assert {"active_units", "mutual_information", "aggregate_kl", "mse"} <= found["metrics"].keys()
+    assert len(found["per_dimension"]["mean"]) == 20
+    assert found["per_dimension"]["variance"] is None
+    printed = capsys.readouterr()
+    assert "No two-sample test: a two-sample test of 1 codes tells nothing" in printed.out
+    assert "No probes: a probe needs 5 codes and 2 classes to be fitted on: got 107, 1." in printed.out
+    assert "samples is left out: the training images of few are all of one class" in printed.err
+
+
+def test_labels_of_the_training_images_alone(tmp_path, capsys):
+    x = np.random.default_rng(0).random((60, 1, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "half.npz", x_train=x[:40], y_train=np.arange(40) % 2, x_test=x[40:])
+    out, data = str(tmp_path / "run"), str(tmp_path / "half.npz")
+    assert main(["train", "mlp", "--data", data, "--epochs", "1", "--threads", "1", "--out", out]) == 0
+    assert main(["evaluate", out, "--only", "latents"]) == 0
+    assert "No probes: a probe is undefined here: the data have no labels." in capsys.readouterr().out
+
+
+def test_images_that_stay_on_disk_are_scored_as_they_are(tmp_path, monkeypatch, capsys):
+    """Where a likelihood would need them binarized, it is left out; or refused, where it was asked for alone."""
+    monkeypatch.setattr(streaming, "STREAMED", 1)
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).integers(0, 256, (60, 12, 12), np.uint8))
+    out, data = str(tmp_path / "run"), str(tmp_path / "grey.npy")
+    assert main(["train", "mlp", "--data", data, "--epochs", "1", "--threads", "1", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", out, *QUICK]) == 0
+    assert kept(tmp_path / "run")["test"].keys() == {"grey"}
+    reasons = {"nll": "these pixels are not binary", "samples": "grey has no labels"}
+    said = capsys.readouterr().err
+    assert all(f"{part} is left out: {reason}" in said for part, reason in reasons.items())
+    for part, reason in reasons.items():
+        assert main(["evaluate", out, "--only", part]) == 2
+        assert f"no {part} of this model: {reason}" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_and_a_run_of_another_version_are_one_line_and_lose_nothing(run, capsys):
@@ -237,7 +282,7 @@ def test_a_posterior_of_nan_is_one_line(run, capsys):
     torch.save(weights, run / "best_model.pth")
     assert main(["evaluate", str(run), *QUICK, "--only", "nll"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "importance weights of image 0 of the test split are not finite" in error
+    assert "an importance weight of image 0 of the test split is not finite" in error
     assert not (run / "metrics.json").exists()
 
 
@@ -249,3 +294,10 @@ def test_extractors_are_trained_once(run, monkeypatch):
     again = extractors.extractors_for(data, Bar())
     assert [features.weights_hash(e) for e in first] == [features.weights_hash(e) for e in again]
     assert len({features.weights_hash(e) for e in first}) == 3
+
+
+def test_other_labels_of_the_same_images_have_extractors_of_their_own(run):
+    data = load("digits")
+    odd = replace(data, train=replace(data.train, y=data.train.y % 2))
+    by_digit, by_parity = (extractors.extractors_for(each, Bar())[0] for each in (data, odd))
+    assert (by_digit.classify.out_features, by_parity.classify.out_features) == (10, 2)

@@ -17,7 +17,7 @@ from vaelab.data.datasets import Dataset, Split, unit
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import quality
 from vaelab.evaluate.features import EXTRACTOR_SEEDS, Extractor, features, train_extractor, weights_hash
-from vaelab.evaluate.quality import frechet, precision_recall, reconstruction, sample_quality, sample_scores
+from vaelab.evaluate.quality import frechet, precision_recall, reconstruction, sample_quality, why_no_comparison
 from vaelab.recipes import recipe
 from vaelab.trainer import build_model
 
@@ -371,14 +371,18 @@ def test_reconstructions_depend_on_neither_batch_nor_order_and_the_mode_is_resto
 
 def test_sample_quality_is_the_mean_and_spread_of_the_single_extractors(model, digits, extractors):
     state = torch.get_rng_state()
-    scores = sample_scores(model, digits, extractors)
-    assert torch.equal(torch.get_rng_state(), state), "torch's global generator is left alone"
     result = sample_quality(model, digits, extractors)
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator is left alone"
     assert set(result) == {"frechet", "frechet_floor", "precision", "recall"}
-    singles = {"frechet": scores.frechet, "frechet_floor": scores.floor, "precision": scores.precision}
+    samples, real, rest = (quality._embed(extractors, x) for x in (
+        quality._samples(model, 180, 0), *(quality._chosen(digits, split, 180, 0) for split in ("test", "train"))
+    ))  # fmt: skip
+    precision, recall = zip(*map(precision_recall, real, samples), strict=True)
+    singles = {"frechet": [*map(frechet, real, samples)], "frechet_floor": [*map(frechet, real, rest)],
+               "precision": precision, "recall": recall}  # fmt: skip
+    assert len(set(singles["frechet"])) == 3
     for name, values in singles.items():
-        assert values.shape == (3,)
-        assert result[name].value == pytest.approx(values.mean())
+        assert result[name].value == pytest.approx(np.mean(values))
         assert result[name].stderr == pytest.approx(np.std(values, ddof=1))
     assert result["frechet"].unit == "Fréchet distance (64 features)"
     assert all(estimate.n == 180 for estimate in result.values())
@@ -393,23 +397,24 @@ def test_sample_quality_is_the_mean_and_spread_of_the_single_extractors(model, d
 
 def test_a_model_that_hands_out_real_images_reaches_the_floor_and_an_untrained_one_does_not(model, digits, extractors):
     rest = unit(digits.train.x[:180])
-    scores = sample_scores(Stub(pictures=rest), digits, extractors)
-    untrained = sample_scores(model, digits, extractors)
-    np.testing.assert_allclose(untrained.floor, scores.floor)
-    np.testing.assert_allclose(scores.frechet, scores.floor, rtol=0.35)
-    assert (untrained.frechet > 5 * untrained.floor).all()
-    assert scores.precision.min() > 0.5 > untrained.precision.max()
-    itself = sample_scores(Stub(pictures=unit(digits.test.x)), digits, extractors)
-    assert itself.frechet.max() < 1e-6
-    assert itself.precision.min() == itself.recall.min() == 1.0
+    scores = sample_quality(Stub(pictures=rest), digits, extractors)
+    untrained = sample_quality(model, digits, extractors)
+    floor = scores["frechet_floor"].value
+    assert untrained["frechet_floor"].value == pytest.approx(floor)
+    assert scores["frechet"].value == pytest.approx(floor, rel=0.35)
+    assert untrained["frechet"].value > 5 * floor
+    assert scores["precision"].value > 0.5 > untrained["precision"].value
+    itself = sample_quality(Stub(pictures=unit(digits.test.x)), digits, extractors)
+    assert itself["frechet"].value < 1e-6
+    assert itself["precision"].value == itself["recall"].value == 1.0
 
 
 def test_samples_of_one_class_are_precise_and_recall_little(digits, extractors):
     zeros = unit(digits.train.x[digits.train.y == 0])
-    scores = sample_scores(Stub(pictures=zeros), digits, extractors, num=120)
-    assert scores.n == 120
-    assert scores.precision.min() > 0.6
-    assert scores.recall.max() < 0.3
+    scores = sample_quality(Stub(pictures=zeros), digits, extractors, num=120)
+    assert scores["precision"].n == 120
+    assert scores["precision"].value > 0.6
+    assert scores["recall"].value < 0.3
 
 
 def test_sets_are_of_one_size_whatever_the_split(model, digits, extractors):
@@ -454,3 +459,7 @@ def test_a_comparison_that_says_nothing_is_refused(model, digits, extractors):
         sample_quality(model, digits, extractors, num=3)
     with pytest.raises(UsageError, match="no split 'tset'"):
         sample_quality(model, digits, extractors, split="tset")
+    few = replace(digits, test=digits.test.first(3))
+    for split in ("test", "train"):
+        assert why_no_comparison(few, split) == "3 images are too few to compare: 4 are the least"
+    assert why_no_comparison(few, "validation") is None

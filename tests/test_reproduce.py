@@ -51,6 +51,14 @@ def test_published_numbers_stand_beside_measured_ones(reproduced):
     assert "burda-vae" in (reproduced / "reproduce.md").read_text()
 
 
+def test_what_was_not_measured_has_no_row():
+    """Digits have no known factors; and what one seed has besides, as it was asked for apart, others have not."""
+    wanted = ("rate", "nll_5000", "total_correlation")
+    one, other = ({"rate": {}, "nll_20": {}, **more} for more in ({"nll_5000": {}, "nll_ais": {}}, {}))
+    assert work._measured(wanted, 20, [other, one]) == work._measured(wanted, 20, [one, other]) == ["rate", "nll_20"]
+    assert work._measured(wanted, 5000, [one]) == ["rate", "nll_5000"]
+
+
 def test_what_is_there_is_not_done_again(reproduced, capsys):
     weights = reproduced / "mlp-digits-s0" / "best_model.pth"
     before = weights.stat().st_mtime_ns

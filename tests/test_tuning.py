@@ -121,6 +121,10 @@ class TestRule:
         assert "the bound of size 64 would fall by some 1.2 nats more" in loose
         assert "Warning" not in advice(setting(2, 95.0), setting(64, 95.5, slack=0.2))[1]
 
+    def test_a_beta_is_recommended_where_there_is_one(self):
+        settings = [setting(d, nll, has_beta=False) for d, nll in ((2, 99.0), (4, 95.0))]
+        assert "Recommended: --latent-dim 4: the lowest" in advice(*settings)[1]
+
     def test_one_setting_and_none(self):
         assert "nothing to compare" in advice(setting(4, 95.0))[1]
         with pytest.raises(ValueError, match="got none"):
@@ -335,6 +339,10 @@ def complaint(capsys) -> str:
         (["digits", "--protocol", "grey"], "--protocol grey: these pixels have no likelihood under mlp"),
         (["digits", "--recipe", "conv-beta", "--epochs", "5"], "conv-beta warms up over 20 epochs"),
         (["digits", "--latent-dim", "3"], "no flag --latent-dim; did you mean '--latent-dims'?"),
+        (["digits", "--recipe", "burda-iwae", "--betas", "1", "2"], "--betas 2: burda-iwae has no --beta"),
+        (["digits", "--recipe", "vq"], "vq has no setting 'latent_dim'"),
+        (["digits", "--recipe", "rae", "--latent-dims", "4"], "sizes of rae cannot be compared: an importance"),
+        (["digits", "--recipe", "iaf", "--latent-dims", "4"], "sizes of iaf cannot be compared: No active units"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -402,15 +410,16 @@ def test_the_protocol_is_one_that_has_a_likelihood(tmp_path):
     assert recipe("mlp").data.protocol == "grey"
 
 
-def test_commands_train_what_was_planned(tmp_path):
+@pytest.mark.parametrize(("name", "changes"), [("mlp", {"beta": 0.25}), ("burda-iwae", {})])
+def test_commands_train_what_was_planned(tmp_path, name, changes):
     """The flags of a run's own process give the configuration that the grid means."""
-    np.save(tmp_path / "own.npy", np.random.default_rng(0).random((40, 9, 9)))
-    base, _ = plan("mlp", str(tmp_path / "own.npy"), epochs=3, range="unit")
-    point = Point(3, 5, 0.25)
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).random((500, 9, 9)))
+    base, _ = plan(name, str(tmp_path / "own.npy"), epochs=600, range="unit")
+    point = Point(3, 5, changes.get("beta", 1.0))
     grid = Grid(base, (point,), tmp_path / "out", 20)
     from vaelab.cli.training import _choose_parts, _parse
 
     name, *flags = grid.command(point, "train")[1:]
     run, out, resume = _parse(_choose_parts(recipe(name), flags), flags)
     assert (out, resume) == (str(tmp_path / "out" / point.name), False)
-    assert run == override(base, latent_dim=5, beta=0.25, seed=3, threads=1)
+    assert run == override(base, latent_dim=5, seed=3, threads=1, **changes)

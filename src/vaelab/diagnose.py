@@ -146,10 +146,9 @@ def examine(
     )
     if _gap(symptoms) is None:
         return symptoms
-    settings: dict[str, Any] = {"num_chains": 4, "num_distributions": 50, "rows": ANNEALED_IMAGES,
-                                "workers": torch.get_num_threads()}  # fmt: skip
+    how, workers = annealed.Annealing(num_chains=4, num_distributions=50), torch.get_num_threads()
     values = [
-        -join([part for _, part in annealed.ais_rows(model, part_of, split, **settings)])["log_px"]
+        -join(annealed.ais_rows(model, part_of, split, how, rows=ANNEALED_IMAGES, workers=workers))["log_px"]
         for part_of, split in ((train, "train"), (validation, "validation"))
     ]
     return replace(symptoms, annealed_train=values[0], annealed_validation=values[1])

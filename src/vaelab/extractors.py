@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -27,11 +28,14 @@ def extractors_for(data: Dataset, bar: Bar, folder: Path | None = None) -> list[
         UsageError: if the data have no labels, or are binarized.
     """
     folder = folder or user_cache_path("vaelab", appauthor=False) / "extractors"
-    return [_extractor(data, seed, bar, folder) for seed in EXTRACTOR_SEEDS]
+    digest = hashlib.sha256(data.sha256("train").encode())
+    if data.train.y is not None:  # the same images may be labelled in several ways
+        digest.update(data.train.y.cpu().numpy().tobytes())
+    name = f"{data.name}-{digest.hexdigest()[:16]}-v{VERSION}"
+    return [_extractor(data, seed, bar, folder / f"{name}-s{seed}.pt") for seed in EXTRACTOR_SEEDS]
 
 
-def _extractor(data: Dataset, seed: int, bar: Bar, folder: Path) -> Extractor:
-    path = folder / f"{data.name}-{data.sha256('train')[:16]}-v{VERSION}-s{seed}.pt"
+def _extractor(data: Dataset, seed: int, bar: Bar, path: Path) -> Extractor:
     if path.exists():
         saved = load_tensors(path)
         extractor = Extractor(data.shape, saved["classes"])

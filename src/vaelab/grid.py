@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override
-from vaelab.errors import FailureError
+from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
-from vaelab.measure import Kept
-from vaelab.recipes import recipe
+from vaelab.measure import Kept, importance_key
+from vaelab.recipes import flags_of
 from vaelab.recommend import Setting
 
 SPLIT = "validation"
@@ -76,6 +76,19 @@ class Grid:
     out: Path
     num_samples: int
 
+    def run(self, point: Point) -> Run:
+        """The run of a point.
+
+        Raises:
+            UsageError: if runs of the recipe have no latent size, or no beta and it is not 1.
+        """
+        changes: dict[str, float] = {"latent_dim": point.latent_dim, "seed": point.seed}
+        if "beta" in flat(self.base):
+            changes["beta"] = point.beta
+        elif point.beta != 1:
+            raise UsageError(f"--betas {point.beta:g}: {self.base.recipe} has no --beta: leave --betas out")
+        return override(self.base, **changes)
+
     def path(self, point: Point) -> Path:
         """The run folder of a point."""
         return self.out / point.name
@@ -98,14 +111,14 @@ class Grid:
         """What is to be done next for a point; None if nothing is.
 
         Raises:
-            UsageError: if its folder holds a run of other settings.
+            UsageError: if its folder holds a run of other settings, or there is no such run.
         """
         path = self.path(point)
         if not (path / "config.json").exists():
             return "train"
         folder = RunFolder.open(path)
         try:
-            folder.reconcile(override(self.base, latent_dim=point.latent_dim, beta=point.beta, seed=point.seed))
+            folder.reconcile(self.run(point))
             trained = _is_trained(folder)
         except FailureError:  # a damaged file: the process that goes on with the run will say which
             trained = False
@@ -139,8 +152,7 @@ class Grid:
         begin = ["train", self.base.recipe, "--out", path, "--threads", "1"]
         if (self.path(point) / "config.json").exists():
             return [*begin, "--resume"]
-        sizes = ["--latent-dim", str(point.latent_dim), "--beta", repr(point.beta), "--seed", str(point.seed)]
-        return [*begin, *_changed_flags(self.base), *sizes]
+        return [*begin, *flags_of(self.run(point))]
 
     def settings(self, points: Iterable[Point]) -> tuple[list[Setting], str]:
         """What these points measured, by size and beta, and the protocol of it."""
@@ -164,6 +176,7 @@ class Grid:
                 latent_dim, beta, len(values), float(values.mean()), float(error), images=mean,
                 spread=float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
                 slack=float(np.mean([_slack(found) for found in metrics.values()])), means=means,
+                has_beta="beta" in flat(self.base),
             ))  # fmt: skip
         return settings, protocol
 
@@ -171,10 +184,10 @@ class Grid:
         """-log p(x) of every image, (N,), if ``evaluation.pt`` has the values that the reported mean is made of."""
         content = read_json(self.path(point) / "metrics.json")
         kept = Kept(self.path(point) / "evaluation.pt", content["weights_sha256"])
-        of = f"{SPLIT} {self.base.data.protocol} {content['data'][f'{SPLIT}_sha256'][:16]}"
-        for arithmetic in ("fp32", "bf16"):
-            values = kept.get(f"{of} importance {self.num_samples} {arithmetic}")
-            nll = -values.get(f"k={self.num_samples}", np.empty(0))[: reported["n"]]
+        images_hash = content["data"][f"{SPLIT}_sha256"]
+        for bf16 in (False, True):
+            key = importance_key(SPLIT, self.base.data.protocol, images_hash, self.num_samples, bf16=bf16)
+            nll = -kept.get(key).get(f"k={self.num_samples}", np.empty(0))[: reported["n"]]
             if len(nll) == reported["n"] and np.isclose(nll.mean(), reported["value"], rtol=1e-9):
                 return nll
         return None
@@ -199,13 +212,3 @@ def _slack(metrics: dict[str, Any]) -> float:
         return 0.0
     (fewer, above), (more, below) = bounds[-2:]
     return (above - below) / (more / fewer - 1)
-
-
-def _changed_flags(run: Run) -> list[str]:
-    """The flags that make the recipe's run this one."""
-    before, found = flat(recipe(run.recipe)), list[str]()
-    for name, leaf in flat(run).items():
-        if leaf.value != before[name].value:
-            values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
-            found += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# What a reader sees, in this order; a name that ends in _ stands for all that begin so.
+# What a reader sees; a name that ends in _ stands for all that begin so.
 LABELS = {
     "negative_elbo": "-ELBO (distortion + rate)",
     "distortion": "distortion, -log p(x|z)",

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -24,7 +25,7 @@ from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName
 from vaelab.data.guard import require_fit
 from vaelab.errors import UsageError
-from vaelab.evaluate import Estimate, annealed, importance, quality
+from vaelab.evaluate import Annealing, Estimate, annealed, importance, quality
 from vaelab.evaluate.overview import overview
 from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
@@ -48,35 +49,18 @@ Found = dict[str, dict[str, Any]]  # "metrics": name to Estimate; "per_dimension
 
 @final
 @dataclass(frozen=True)
-class Annealing:
-    """How annealed importance sampling is done.
-
-    Args:
-        images: the first so many of the split.
-        chains: per image.
-        distributions: from the start to the posterior.
-        start: the encoder's posterior, or the prior.
-    """
-
-    images: int = 1000
-    chains: int = 16
-    distributions: int = 500
-    start: Literal["encoder", "prior"] = "encoder"
-
-
-@final
-@dataclass(frozen=True)
 class Plan:
     """What to measure.
 
     Args:
         split: which images.
         protocols: what is done to their pixels; empty: as the run was trained, and binarized (``dynamic``) too where
-            the likelihood of the pixels as they are is none.
+            the likelihood of the pixels as they are is none and they are in memory.
         parts: which measures.
         num_samples: importance samples per image.
         rows: importance-sample only the first so many images; None: all.
-        annealing: for the part ``ais``.
+        ais_images: anneal only the first so many images.
+        annealing: how.
         memory: bytes that activations may take.
         precision: arithmetic of the importance sampler's products; auto: bf16 where the processor is fast at it.
         device, threads: where, and on how many.
@@ -87,6 +71,7 @@ class Plan:
     parts: tuple[Part, ...] = PARTS
     num_samples: int = 5000
     rows: int | None = None
+    ais_images: int = 1000
     annealing: Annealing = Annealing()
     memory: int = 2**30
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -96,7 +81,7 @@ class Plan:
 
 PRESETS: dict[str, Plan] = {
     "quick": Plan(num_samples=500),
-    "paper": Plan(num_samples=5000, annealing=Annealing(distributions=10_000)),
+    "paper": Plan(num_samples=5000, annealing=Annealing(num_distributions=10_000)),
 }
 
 
@@ -136,23 +121,22 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
     """Measure a run by a plan; returns the content of its ``metrics.json``.
 
     Raises:
-        UsageError: if there is no run, no such split, or nothing can be sampled.
+        UsageError: if there is no run, no such split, or a part cannot be had that was asked for alone.
         FailureError: if files are damaged, the data have changed, or the model's numbers are not finite.
     """
-    _check(plan)
     folder = RunFolder.open(path)
     run, model, data = folder.run, load_model(path), load_data(folder.run)
     require_same_data(folder, data)
-    device = resolve_device(plan.device)
+    model.to(device := resolve_device(plan.device))
     weights = hashlib.sha256((path / "best_model.pth").read_bytes()).hexdigest()
     about = {"format": FORMAT, "recipe": run.recipe, "beta": run.objective.beta, "data": data.record(),
              "weights_sha256": weights}  # fmt: skip
     content = _measured_before(path / "metrics.json", about)
     with threads(plan.threads), bar:
-        plan = _possible(model.to(device), plan, bar)
+        scored = _under(run, model, data, plan)
+        plan = _possible(model, scored, plan, bar)
         kept = Kept(path / "evaluation.pt", weights)
-        subjects = [Subject(run, model.to(device), under.to(device), plan, kept, bar)
-                    for under in _under(run, model, data, plan)]  # fmt: skip
+        subjects = [Subject(run, model, under.to(device), plan, kept, bar) for under in scored]
         jobs: list[tuple[Subject, Part]] = [(subject, part) for subject in subjects for part in _parts(subject)]
         for subject, part in jobs:
             if part in SECONDS and (seconds := SECONDS[part](subject)) > 5:
@@ -171,23 +155,21 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
     return content
 
 
-def _check(plan: Plan) -> None:
-    numbers = {"--num-samples": plan.num_samples, "--rows": plan.rows, "--ais-images": plan.annealing.images,
-               "--ais-chains": plan.annealing.chains, "--ais-steps": plan.annealing.distributions}  # fmt: skip
-    for flag, number in numbers.items():
-        least = 2 if flag == "--ais-steps" else 1
-        if number is not None and number < least:
-            raise UsageError(f"{flag} {number}: must be at least {least}")
-
-
-def _possible(model: VAE, plan: Plan, bar: Bar) -> Plan:
-    """The plan without what this model cannot have; refuses a part that was asked for alone, or is never a default."""
-    reasons: dict[Part, str | None] = {"nll": why_no_bound(model), "ais": why_no_annealing(model, plan.annealing.start)}
+def _possible(model: VAE, scored: list[Dataset], plan: Plan, bar: Bar) -> Plan:
+    """The plan without what cannot be had here; refuses a part that was asked for alone, or is never a default."""
+    bounded = bool(plan.protocols) or any(model.is_density(binary_data=data.binary) for data in scored)
+    no_likelihood = None if bounded else "these pixels are not binary, and have no likelihood under a Bernoulli"
+    reasons: dict[Part, str | None] = {
+        "nll": why_no_bound(model) or no_likelihood,
+        "ais": why_no_annealing(model, plan.annealing.start) or no_likelihood,
+        "samples": quality.why_no_comparison(scored[0], plan.split),
+    }
     left = tuple(part for part in plan.parts if reasons.get(part) is None)
-    for part in set(plan.parts) - set(left):
-        if part == "ais" or not left:
-            raise UsageError(f"no {part} of this model: {reasons[part]}")
-        bar.say(f"{part} is left out: {reasons[part]}")
+    for part in plan.parts:
+        if (reason := reasons.get(part)) is not None:
+            if part == "ais" or not left:
+                raise UsageError(f"no {part} of this model: {reason}")
+            bar.say(f"{part} is left out: {reason}")
     return replace(plan, parts=left)
 
 
@@ -200,7 +182,8 @@ def _measured_before(file: Path, about: dict[str, Any]) -> dict[str, Any]:
 def _under(run: Run, model: VAE, data: Dataset, plan: Plan) -> list[Dataset]:
     """The data under each protocol to score; refuses those that the likelihood is none of."""
     protocols = plan.protocols or (data.protocol,)
-    if not plan.protocols and data.protocol == "grey" and not model.is_density(binary_data=data.binary):
+    in_memory = data.train.where is None  # images that stay on disk are not binarized
+    if not plan.protocols and data.protocol == "grey" and in_memory and not model.is_density(binary_data=data.binary):
         protocols = ("grey", "dynamic")
     found = [data if p == data.protocol else load_data(override(run, protocol=p)) for p in protocols]
     for under in found:
@@ -213,12 +196,7 @@ def _parts(subject: Subject) -> list[Part]:
     plan = subject.plan
     own = bool(plan.protocols) or subject.data.protocol == subject.run.data.protocol
     likelihood = bool(plan.protocols) or subject.model.is_density(binary_data=subject.data.binary)
-    fits: dict[Part, bool] = {
-        "elbo": True,
-        "nll": likelihood,
-        "ais": likelihood,
-        "samples": own and subject.data.train.y is not None,
-    }
+    fits: dict[Part, bool] = {"elbo": True, "nll": likelihood, "ais": likelihood}
     return [part for part in plan.parts if fits.get(part, own)]
 
 
@@ -226,13 +204,19 @@ def _title(subject: Subject, part: Part) -> str:
     plan, a = subject.plan, subject.plan.annealing
     words = {
         "nll": f"importance sampling, {_rows(subject):,} images x {plan.num_samples:,} samples",
-        "ais": f"annealing, {min(a.images, subject.size):,} images x {a.chains} chains x {a.distributions:,} steps",
+        "ais": f"annealing, {_annealed(subject):,} images x {a.num_chains} chains x {a.num_distributions:,} steps",
     }
     return f"{words.get(part, part)} ({subject.data.protocol})"
 
 
 def _rows(subject: Subject) -> int:
+    """Images to importance-sample."""
     return subject.size if subject.plan.rows is None else min(subject.plan.rows, subject.size)
+
+
+def _annealed(subject: Subject) -> int:
+    """Images to anneal."""
+    return min(subject.plan.ais_images, subject.size)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------
@@ -246,17 +230,10 @@ def _elbo(s: Subject) -> Found:
 
 
 def _nll(s: Subject) -> Found:
-    def rows(first: int) -> Iterator[Rows]:
-        return _importance(s, rows=_rows(s), first_row=first, compiling=_compiles(s))
-
-    values = _drain(s, _nll_key(s), _rows(s), rows)
+    values = _drain(s, _nll_key(s), _rows(s), partial(_importance(s), rows=_rows(s), compiling=_compiles(s)))
     precision = ", bf16 products" if _bf16(s) else ""
     return {"metrics": {**importance.summarize(
         values, s.plan.num_samples, lambda how: s.bound_protocol(how + precision, _rows(s)))}}  # fmt: skip
-
-
-def _nll_key(s: Subject) -> str:
-    return f"{_key(s)} importance {s.plan.num_samples} {'bf16' if _bf16(s) else 'fp32'}"
 
 
 def _compiles(s: Subject) -> bool:
@@ -264,14 +241,10 @@ def _compiles(s: Subject) -> bool:
     return _rows(s) * s.plan.num_samples >= WORTH_COMPILING and can_compile(s.data.train.device)
 
 
-def _importance(s: Subject, **options: Any) -> Iterator[Rows]:
-    settings: dict[str, Any] = {
-        "num_samples": s.plan.num_samples,
-        "memory": s.plan.memory,
-        "bf16": _bf16(s),
-        "workers": s.workers,
-    }
-    return importance.importance_rows(s.model, s.data, s.plan.split, **settings | options)
+def _importance(s: Subject) -> Callable[..., Iterator[Rows]]:
+    """``importance_rows``, as the plan has it but for the rows."""
+    return partial(importance.importance_rows, s.model, s.data, s.plan.split, num_samples=s.plan.num_samples,
+                   memory=s.plan.memory, bf16=_bf16(s), workers=s.workers)  # fmt: skip
 
 
 def _bf16(s: Subject) -> bool:
@@ -281,42 +254,28 @@ def _bf16(s: Subject) -> bool:
 
 
 def _ais(s: Subject) -> Found:
-    a = s.plan.annealing
-    size = min(a.images, s.size)
-
-    def rows(first: int) -> Iterator[Rows]:
-        return _annealed(s, rows=size, first_row=first)
-
-    key = f"{_key(s)} annealed {a.chains} {a.distributions} {a.start}"
-    values = _drain(s, key, size, rows)
-    bounds = annealed.summarize(values, lambda how: s.bound_protocol(how, size), **_annealing(s))
+    how, size, simulated = s.plan.annealing, _annealed(s), _simulated(s)
+    values = _drain(s, _ais_key(s), size, partial(_annealing(s), rows=size))
+    bounds = annealed.summarize(values, how, lambda words: s.bound_protocol(words, size))
     sampled = s.kept.get(_nll_key(s)).get(f"k={s.plan.num_samples}", np.empty(0))
     if len(sampled) >= size:  # the same images, so that what differs between them does not count
-        how = f"AIS less IWAE k={s.plan.num_samples}, paired"
-        bounds["ais_gain"] = Estimate.of(values["log_px"] - sampled[:size], "nats", s.bound_protocol(how, size))
+        words = f"AIS less IWAE k={s.plan.num_samples}, paired"
+        bounds["ais_gain"] = Estimate.of(values["log_px"] - sampled[:size], "nats", s.bound_protocol(words, size))
     s.bar.begin("bidirectional Monte Carlo on simulated images")
-    simulated = min(SIMULATED, size)
-
-    def bracketed(first: int) -> Iterator[Rows]:
-        return annealed.bdmc_rows(s.model, num_images=simulated, first_row=first, **_annealing(s))
-
-    brackets = _drain(s, f"simulated {a.chains} {a.distributions} {a.start}", simulated, bracketed)
-    return {"metrics": {**bounds, **annealed.summarize_gap(brackets, **_annealing(s))}}
+    bracketed = partial(annealed.bdmc_rows, s.model, how, num_images=simulated, memory=s.plan.memory, workers=s.workers)
+    brackets = _drain(s, _simulated_key(s), simulated, bracketed)
+    return {"metrics": {**bounds, **annealed.summarize_gap(brackets, how)}}
 
 
-def _annealed(s: Subject, **options: Any) -> Iterator[Rows]:
-    return annealed.ais_rows(s.model, s.data, s.plan.split, **_annealing(s) | options)
+def _annealing(s: Subject) -> Callable[..., Iterator[Rows]]:
+    """``ais_rows``, as the plan has it but for the rows."""
+    return partial(annealed.ais_rows, s.model, s.data, s.plan.split, how=s.plan.annealing, memory=s.plan.memory,
+                   workers=s.workers)  # fmt: skip
 
 
-def _annealing(s: Subject) -> dict[str, Any]:
-    a = s.plan.annealing
-    return {
-        "num_chains": a.chains,
-        "num_distributions": a.distributions,
-        "start": a.start,
-        "memory": s.plan.memory,
-        "workers": s.workers,
-    }
+def _simulated(s: Subject) -> int:
+    """Images to simulate."""
+    return min(SIMULATED, _annealed(s))
 
 
 def _latents(s: Subject) -> Found:
@@ -351,54 +310,101 @@ MEASURES: dict[Part, Callable[[Subject], Found]] = {
 
 
 def _nll_seconds(s: Subject) -> float:
-    trial, samples = 4, min(s.plan.num_samples, 500)
-    started = time.perf_counter()
-    list(_importance(s, rows=trial, num_samples=samples, workers=1))
-    once = (time.perf_counter() - started) / trial * s.plan.num_samples / samples
-    return once * _rows(s) / torch.get_num_threads()
+    if not (left := _left(s, _nll_key(s), _rows(s))):
+        return 0.0
+    trial, samples = min(4, s.size), min(s.plan.num_samples, 500)
+    once = _seconds(s, partial(_importance(s), rows=trial, num_samples=samples)) / trial
+    return once * s.plan.num_samples / samples * left / s.workers
 
 
 def _ais_seconds(s: Subject) -> float:
-    a = s.plan.annealing
-    trial = min(16, a.images, s.size)
+    how, size = s.plan.annealing, _annealed(s)
+    # The gap's simulated images go forward and back.
+    left = _left(s, _ais_key(s), size) + 2 * _left(s, _simulated_key(s), _simulated(s))
+    if not left:
+        return 0.0
+    # Two lengths: what a step takes, without what goes before the first.
+    trial, short, long = min(16, size), 4, 8
+    begin, more = (
+        _seconds(s, partial(_annealing(s), how=replace(how, num_distributions=steps), rows=trial))
+        for steps in (short, long)
+    )
+    step = max(more - begin, 0.0) / (long - short)
+    return (begin + step * (how.num_distributions - short)) * left / trial / s.workers
 
-    def seconds(steps: int) -> float:
+
+def _seconds(s: Subject, rows: Callable[..., Iterator[Rows]]) -> float:
+    """What these rows take one of the workers."""
+    with threads(1 if s.workers > 1 else None):
         started = time.perf_counter()
-        list(_annealed(s, rows=trial, num_distributions=steps))
+        list(rows(workers=1))
         return time.perf_counter() - started
 
-    # Two lengths: what a step takes, without what goes before the first.
-    short, long = 4, 8
-    begin = seconds(short)
-    step = max(seconds(long) - begin, 0.0) / (long - short)
-    # The gap's simulated images go forward and back.
-    images = min(a.images, s.size) + 2 * min(SIMULATED, a.images, s.size)
-    return (begin + step * (a.distributions - short)) * images / trial
+
+def _left(s: Subject, key: str, size: int) -> int:
+    """How many of so many rows are not kept."""
+    return max(0, size - _length(s.kept.get(key)))
 
 
-SECONDS: dict[str, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _ais_seconds}
+SECONDS: dict[Part, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _ais_seconds}
 
 
-def _key(s: Subject) -> str:
-    """What the values of rows depend on, besides the weights."""
-    return f"{s.plan.split} {s.data.protocol} {s.images_hash[:16]}"
+# --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def _drain(s: Subject, key: str, size: int, rows: Callable[[int], Iterator[Rows]]) -> Values:
-    """The values of the first ``size`` rows: those that are kept, and the rest computed, shown and kept."""
-    parts = [s.kept.get(key)]
-    done, saved = _length(parts[0]), time.monotonic()
+def importance_key(split: str, protocol: str, images_hash: str, num_samples: int, *, bf16: bool) -> str:
+    """Under which name the importance sampler's values of rows are kept.
+
+    Args:
+        split, protocol, images_hash: of the images as they are scored.
+        num_samples: per image.
+        bf16: whether products were taken in it.
+    """
+    return f"{_images_key(split, protocol, images_hash)} importance {num_samples} {'bf16' if bf16 else 'fp32'}"
+
+
+def _nll_key(s: Subject) -> str:
+    return importance_key(s.plan.split, s.data.protocol, s.images_hash, s.plan.num_samples, bf16=_bf16(s))
+
+
+def _ais_key(s: Subject) -> str:
+    a = s.plan.annealing
+    images = _images_key(s.plan.split, s.data.protocol, s.images_hash)
+    return f"{images} annealed {a.num_chains} {a.num_distributions} {a.start}"
+
+
+def _simulated_key(s: Subject) -> str:
+    a = s.plan.annealing
+    return f"simulated {a.num_chains} {a.num_distributions} {a.start}"
+
+
+def _images_key(split: str, protocol: str, images_hash: str) -> str:
+    return f"{split} {protocol} {images_hash[:16]}"
+
+
+def _drain(s: Subject, key: str, size: int, rows: Callable[..., Iterator[Rows]]) -> Values:
+    """The values of the first ``size`` rows: those that are kept, and the rest computed, shown and kept.
+
+    Args:
+        s: what is measured.
+        key: under which they are kept.
+        size: how many rows.
+        rows: computes them, from ``first_row`` on.
+    """
+    kept = s.kept.get(key)
+    done, saved = _length(kept), time.monotonic()
+    parts: list[Rows] = [(slice(done), kept)] if kept else []
     s.bar.advance(min(done, size), size)
     try:
-        for piece, values in rows(done) if done < size else ():
-            parts.append(values)
-            done = piece.stop
+        for part in rows(first_row=done) if done < size else ():
+            parts.append(part)
+            done = part[0].stop
             s.bar.advance(done, size)
             if time.monotonic() - saved > SAVE_EVERY:
-                s.kept.put(key, join([part for part in parts if part]))
+                s.kept.put(key, join(parts))
                 saved = time.monotonic()
     finally:
-        values = join([part for part in parts if part]) if any(parts) else {}
+        values = join(parts)
         s.kept.put(key, values)
     return {name: value[:size] for name, value in values.items()}
 

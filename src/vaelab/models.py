@@ -253,12 +253,12 @@ class VAE(nn.Module):
 def _require_same_space(posterior: Spec, head: Head, prior: Spec, part: Prior) -> None:
     if head.space != part.space:
         raise UsageError(
-            f"--posterior {posterior.word} has latents in {_SPACES[head.space]}, and --prior {prior.word} is over "
-            f"{_SPACES[part.space]}: choose {_PRIORS[head.space]}"
+            f"--posterior {posterior.word} has latents in {SPACES[head.space]}, and --prior {prior.word} is over "
+            f"{SPACES[part.space]}: choose {_PRIORS[head.space]}"
         )
 
 
-_SPACES = {"real": "R^D", "sphere": "the unit sphere", "categories": "categories", "codes": "a codebook's vectors"}
+SPACES = {"real": "R^D", "sphere": "the unit sphere", "categories": "categories", "codes": "a codebook's vectors"}
 _PRIORS = {"real": "--prior standard-normal", "sphere": "--prior uniform-sphere",
            "categories": "--prior uniform-categories", "codes": "--prior uniform-codes"}  # fmt: skip
 

@@ -28,6 +28,7 @@ class Setting:
         spread: standard deviation over the seeds' ``nll``; NaN for one seed.
         slack: by how much the bound would still fall with more samples, if it falls as 1/k does.
         means: the other measures by name, and training ``seconds``.
+        has_beta: the recipe has a ``--beta`` to be chosen.
     """
 
     latent_dim: int
@@ -39,6 +40,7 @@ class Setting:
     spread: float = math.nan
     slack: float = 0.0
     means: Mapping[str, float] = field(default_factory=dict[str, float])
+    has_beta: bool = True
 
 
 @final
@@ -135,7 +137,7 @@ def _namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
 
 def _why(settings: Sequence[Setting], chosen: Setting, best: Setting, sd: float) -> Generator[str]:
     name = _namer(settings)
-    head = f"Recommended: --latent-dim {chosen.latent_dim} --beta {chosen.beta:g}"
+    head = f"Recommended: --latent-dim {chosen.latent_dim}" + (f" --beta {chosen.beta:g}" if chosen.has_beta else "")
     if len(settings) == 1:
         yield f"{head}: the only setting that was measured, so there is nothing to compare it with."
         return

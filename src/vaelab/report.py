@@ -26,13 +26,12 @@ from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override, slots_with_choice
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
-from vaelab.evaluate.classifiers import TELLING
 from vaelab.folder import RunFolder
 from vaelab.labels import cells, cost, label, notes
 from vaelab.loading import load_data, require_same_data
-from vaelab.measure import Part, Plan, measure
+from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
-from vaelab.recipes import RECIPES, recipe
+from vaelab.recipes import RECIPES, flags_of, recipe
 from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
 
 HEADLINES = {
@@ -93,10 +92,7 @@ def gather(path: Path, bar: Bar) -> Facts:
     else:
         data = scene.data
         if not _measured(path):
-            parts: list[Part] = ["elbo", "reconstruction"]
-            if len(data.test) >= TELLING:
-                parts.insert(1, "latents")
-            measure(path, Plan(parts=tuple(parts), protocols=(run.data.protocol,)), bar)
+            measure(path, Plan(parts=("elbo", "latents", "reconstruction"), protocols=(run.data.protocol,)), bar)
     model = None if scene is None else scene.model
     findings = diagnose(examine(run, model, data, history, folder.failure()))
     metrics = read_json(path / "metrics.json") if trained else None
@@ -113,25 +109,8 @@ def _measured(path: Path) -> bool:
 
 def command_of(run: Run, name: str) -> str:
     """The command that trains a run: its recipe, and what was chosen otherwise. A path is given by its last part."""
-    words = ["vaelab", "train", run.recipe]
-    base = recipe(run.recipe)
-    for slot in slots_with_choice():
-        ours = getattr(run, slot)
-        if ours is not None and type(ours) is not type(getattr(base, slot)):
-            words += [f"--{slot}", ours.word]
-            base = override(base, **{slot: ours.word})
-    before = flat(base)
-    for key, leaf in flat(run).items():
-        if before[key].value == leaf.value:
-            continue
-        flag = key.replace("_", "-")
-        if isinstance(leaf.value, bool):
-            words.append(f"--{flag}" if leaf.value else f"--no-{flag}")
-        elif isinstance(leaf.value, tuple):
-            words += [f"--{flag}", *map(str, leaf.value)]
-        else:
-            words += [f"--{flag}", _shown(key, leaf.value, none="None")]
-    return shlex.join([*words, "--out", name])
+    flags = flags_of(override(run, data=Path(run.data.source).name))
+    return shlex.join(["vaelab", "train", run.recipe, *flags, "--out", name])
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -401,10 +380,10 @@ def _settings(facts: Facts) -> list[tuple[str, str, bool]]:
     return rows
 
 
-def _shown(name: str, value: Any, none: str = "–") -> str:
+def _shown(name: str, value: Any) -> str:
     if name == "data":  # a path says more of a machine than of a run
         return Path(str(value)).name
-    return none if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _environment(facts: Facts) -> list[tuple[str, str]]:

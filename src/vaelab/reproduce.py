@@ -77,6 +77,7 @@ def reproduce(
     for name in names:
         entry = RECIPES[name]
         wanted = tuple(entry.published) or entry.shown
+        plan = _plan(wanted, num_samples, threads)
         found: list[dict[str, Any]] = []
         minutes: list[float] = []
         for seed in seeds_of(entry, seeds):
@@ -85,10 +86,11 @@ def reproduce(
             path = out / f"{name}-{Path(run.data.source).stem}-s{seed}"
             bar.say(f"{name}, seed {seed}: into {path}")
             _train(run, path)
-            content = measure(path, _plan(wanted, num_samples, threads), bar)
+            content = measure(path, plan, bar)
             found.append(content["splits"]["test"][run.data.protocol]["metrics"])
             minutes.append(sum(record["seconds"] for record in RunFolder.open(path).history()) / 60)
-        rows += [_row(name, metric, entry, found, statistics.mean(minutes)) for metric in _measured(wanted, found)]
+        measured = _measured(wanted, plan.num_samples, found)
+        rows += [_row(name, metric, entry, found, statistics.mean(minutes)) for metric in measured]
     return rows
 
 
@@ -113,10 +115,11 @@ def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -
     return Plan(parts=needed, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
 
 
-def _measured(wanted: Sequence[str], found: list[dict[str, Any]]) -> list[str]:
-    """What was measured: in place of a bound with more importance samples than were taken, the tightest there is."""
-    bounds = [name for name in found[0] if name.startswith("nll_")]
-    return [metric if metric in found[0] else bounds[-1] for metric in wanted]
+def _measured(wanted: Sequence[str], num_samples: int, found: list[dict[str, Any]]) -> list[str]:
+    """What was measured of all seeds: in place of a bound with other importance samples than were taken, theirs."""
+    common = set.intersection(*map(set, found))
+    names = (m if m in common or not m.startswith("nll_") else f"nll_{num_samples}" for m in wanted)
+    return [name for name in names if name in common]
 
 
 def _row(name: str, metric: str, entry: Recipe, found: list[dict[str, Any]], minutes: float) -> Row:

@@ -201,8 +201,7 @@ def weighed(scene: Scene) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.fl
     images, count = WEIGHED
     # Fewer of large images: what half a minute allows.
     images = max(10, min(images, images * WEIGHED_PIXELS // int(np.prod(scene.model.shape))))
-    parts = importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images)
-    values = join([part for _, part in parts])
+    values = join(importance.importance_rows(scene.model, data, "validation", num_samples=count, rows=images))
     return {int(name[2:]): value for name, value in values.items() if name.startswith("k=")}, values["ess"], data.pixels
 
 

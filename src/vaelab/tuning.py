@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -25,9 +25,11 @@ from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.data.datasets import Dataset
 from vaelab.errors import FailureError, UsageError
+from vaelab.evaluate.overview import overview
+from vaelab.evaluate.undefined import why_no_bound
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
-from vaelab.grid import Grid, Point, Stage
+from vaelab.grid import SPLIT, Grid, Point, Stage
 from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
@@ -115,11 +117,12 @@ def tune(grid: Grid, data: Dataset, jobs: int, bar: Bar) -> Result:
         bar: shows progress.
 
     Raises:
-        UsageError: if the folder holds something else.
+        UsageError: if the folder holds something else, or runs of the recipe have not what they are compared by.
         FailureError: if the data have changed, or the folder is in use.
         InterruptedRun: on Ctrl-C, after all processes have saved themselves.
     """
     _require_same(grid, data)
+    _require_measures(grid, data)
     with _claimed(grid.out) as inherited:
         points = grid.points()
         stages = {point: grid.stage(point) for point in points}
@@ -188,6 +191,18 @@ def _require_same(grid: Grid, data: Dataset) -> None:
         if content["data"].get(key) != value:
             was = f"{key} was {content['data'].get(key)}, is {value}"
             raise FailureError(f"the data have changed since the runs in {grid.out} began: {was}")
+
+
+def _require_measures(grid: Grid, data: Dataset) -> None:
+    """Refuse settings that the recipe has not, and models that have not all measures: before anything is trained."""
+    few = replace(data, train=data.train.first(1), validation=data.validation.first(2), factors=None)
+    for point in grid.wanted:
+        if point.seed == 0:  # another seed is the same model
+            model = build_model(grid.run(point), data.shape)
+            codes = overview(model, few, SPLIT, 2)
+            why, measured = why_no_bound(model), {"active_units", "mutual_information"} <= codes.metrics.keys()
+            if why is not None or not measured:
+                raise UsageError(f"sizes of {grid.base.recipe} cannot be compared: {why or codes.left_out[0]}")
 
 
 @contextlib.contextmanager

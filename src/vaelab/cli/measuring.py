@@ -67,15 +67,25 @@ def evaluate(
 
     if memory < 1:
         raise UsageError(f"--memory {memory}: must be at least 1 (MiB)")
-    annealing = {"images": ais_images, "chains": ais_chains, "distributions": ais_steps, "start": ais_start}
+    _check({"--num-samples": num_samples, "--rows": rows, "--ais-images": ais_images, "--ais-chains": ais_chains,
+            "--threads": threads})  # fmt: skip
+    _check({"--ais-steps": ais_steps}, least=2)
+    annealing = {"num_chains": ais_chains, "num_distributions": ais_steps, "start": ais_start}
     settings = {"split": split, "protocols": protocol, "num_samples": num_samples, "rows": rows, "device": device,
-                "memory": memory * 2**20, "precision": precision, "threads": threads}  # fmt: skip
+                "memory": memory * 2**20, "precision": precision, "threads": threads,
+                "ais_images": ais_images}  # fmt: skip
     plan = _plan(preset or "paper", only, ais, settings, annealing)
     content = measure(run, plan, Bar())
     if json:
         print(json_.dumps(content, indent=2))
     else:
         _print(str(run), content, plan)
+
+
+def _check(numbers: dict[str, int | None], least: int = 1) -> None:
+    for flag, number in numbers.items():
+        if number is not None and number < least:
+            raise UsageError(f"{flag} {number}: must be at least {least}")
 
 
 def _plan(preset: str, only: Sequence[str], ais: bool, settings: dict[str, Any], annealing: dict[str, Any]) -> Plan:

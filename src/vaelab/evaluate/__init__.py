@@ -1,5 +1,6 @@
 """Measuring a trained model. A number is an ``Estimate``, and never travels without its protocol."""
 
+from vaelab.evaluate.annealed import Annealing as Annealing
 from vaelab.evaluate.annealed import ais_rows as ais_rows
 from vaelab.evaluate.elbo import bound_protocol as bound_protocol
 from vaelab.evaluate.elbo import evaluate as evaluate

@@ -12,19 +12,17 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast, final, get_args
+from typing import Literal, cast, final, get_args
 
 import torch
 from torch import Tensor
 
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
-from vaelab.data.guard import require_fit
 from vaelab.divergences import log_mean_exp
-from vaelab.errors import FailureError, UsageError, did_you_mean
-from vaelab.evaluate.elbo import bound_protocol
+from vaelab.errors import UsageError, did_you_mean
 from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.importance import effective_sample_size
-from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join
+from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, not_finite
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
 from vaelab.runtime import RowNoise, generator, reseed
@@ -34,8 +32,9 @@ Start = Literal["encoder", "prior"]
 
 PILOT_CHAINS = 2  # per image: more make the step sizes hardly better, and two cost an eighth of what 16 chains do
 
-# Chains at a time where memory allows more: what stays in the processor's cache, and what fills a GPU.
-_CPU_CHAINS, _GPU_CHAINS = 512, 65_536
+# Chains at a time where memory allows more: what stays in the processor's cache; on a GPU, of the usual thousand images
+# with 16 chains each a quarter, so that progress shows and an interruption does not lose all.
+_CPU_CHAINS, _GPU_CHAINS = 512, 4096
 _BACKWARD = 3  # times the memory of a decode, for one with its gradient
 _CHUNK = 25  # transitions whose noise is drawn at once
 # MKL takes other ways for products of few rows, and rounds otherwise: of fewer than 16 on some processors, than four on
@@ -45,15 +44,46 @@ _MADE = "that the model made"
 _GLOBAL_GENERATOR = threading.Lock()
 
 
+@final
+@dataclass(frozen=True)
+class Annealing:
+    """How images are annealed; as a string, the words of a protocol.
+
+    Args:
+        num_chains: C, chains per image.
+        num_distributions: T, from the start to the posterior, at least 2.
+        start: ``encoder``, from q(z|x), which is near; ``prior``, from p(z), which no encoder can spoil.
+        num_leapfrog: leapfrog steps a transition, a gradient each.
+
+    Raises:
+        UsageError: if a number or the start makes no sense.
+    """
+
+    num_chains: int = 16
+    num_distributions: int = 500
+    start: Start = "encoder"
+    num_leapfrog: int = 10
+
+    def __post_init__(self) -> None:
+        if self.start not in get_args(Start):
+            raise UsageError(f"no start {self.start!r}{did_you_mean(self.start, get_args(Start))}")
+        for name, least in (("num_chains", 1), ("num_distributions", 2), ("num_leapfrog", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)}: must be at least {least}")
+
+    def __str__(self) -> str:
+        return (
+            f"AIS from the {self.start}, {self.num_chains} chains x {self.num_distributions:,} distributions x "
+            f"{self.num_leapfrog} leapfrog steps"
+        )
+
+
 def ais_rows(
     model: VAE,
     data: Dataset,
     split: str = "test",
+    how: Annealing = Annealing(),
     *,
-    num_chains: int = 16,
-    num_distributions: int = 500,
-    start: Start = "encoder",
-    num_leapfrog: int = 10,
     rows: int | None = None,
     first_row: int = 0,
     memory: int = 2**30,
@@ -74,10 +104,7 @@ def ais_rows(
         model: the trained model.
         data: the data set under the protocol to score.
         split: train, validation or test.
-        num_chains: C.
-        num_distributions: T, at least 2.
-        start: ``encoder``, from q(z|x), which is near; ``prior``, from p(z), which no encoder can spoil.
-        num_leapfrog: leapfrog steps a transition, a gradient each.
+        how: with how many chains and distributions, and where the chains start.
         rows: only the first so many images of the split; None: all.
         first_row: where to begin.
         memory: bytes that activations may take, all workers together; 16 images at a time are the least.
@@ -88,7 +115,6 @@ def ais_rows(
         share of accepted transitions) of each image.
 
     Raises:
-        UsageError: if a number or the start makes no sense.
         TypeError: if the chains start from an encoder whose posterior has no density.
         FailureError: if a log-density is not finite, naming it and the image.
 
@@ -99,45 +125,27 @@ def ais_rows(
         Wu, Burda, Salakhutdinov & Grosse (2017), On the Quantitative Analysis of Decoder-Based Generative Models.
         https://arxiv.org/abs/1611.04273
     """
-    annealing = _Annealing(model, start, num_chains, num_distributions, num_leapfrog, EVALUATION_SEED)
+    annealer = _Annealer(model, how, EVALUATION_SEED)
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
 
     def score(piece: slice) -> Values:
-        return annealing.score(data.scored(split, piece).x, piece, f"of the {split} split")
+        return annealer.score(data.scored(split, piece).x, piece, f"of the {split} split")
 
-    return in_pieces(model, annealing.pieces(first_row, size, memory, workers), score, workers)
-
-
-def annealed(
-    model: VAE, data: Dataset, split: str = "test", *, rows: int | None = None, **options: Any
-) -> dict[str, Estimate]:
-    r"""The negative log-likelihood by annealed importance sampling, in nats per example.
-
-    An upper bound on :math:`-\log p(x)` in expectation. How close it is, ``bdmc_gap`` indicates.
-
-    Args:
-        model, data, split, rows: see ``ais_rows``; so are ``options``.
-
-    Returns:
-        ``nll_ais``, ``ais_ess`` (in chains) and ``ais_acceptance``.
-
-    Raises:
-        UsageError: if the likelihood is none of these data.
-    """
-    require_fit(model.likelihood_head, data, (split,))
-    values = join([part for _, part in ais_rows(model, data, split, rows=rows, **options)])
-    return summarize(values, lambda how: bound_protocol(model, data, split, how, rows), **options)
+    return in_pieces(model, annealer.pieces(first_row, size, memory, workers), score, workers)
 
 
-def summarize(values: Values, protocol: Callable[[str], str], **options: Any) -> dict[str, Estimate]:
-    """Estimates from the values of all rows, as ``ais_rows`` yields them with these options.
+def summarize(values: Values, how: Annealing, protocol: Callable[[str], str]) -> dict[str, Estimate]:
+    r"""Estimates from the values of all rows, as ``ais_rows`` yields them.
+
+    ``nll_ais`` is an upper bound on :math:`-\log p(x)` in expectation, in nats per example; how close it is,
+    ``summarize_gap`` indicates. ``ais_ess`` is in chains.
 
     Args:
         values: the joined rows.
+        how: as they were annealed.
         protocol: makes the protocol of an estimator's words.
-        options: those of ``ais_rows``.
     """
-    words = protocol(_how(**options))
+    words = protocol(str(how))
     return {
         "nll_ais": Estimate.of(-values["log_px"], "nats", words),
         "ais_ess": Estimate.of(values["ess"], "chains", words),
@@ -147,12 +155,9 @@ def summarize(values: Values, protocol: Callable[[str], str], **options: Any) ->
 
 def bdmc_rows(
     model: VAE,
+    how: Annealing = Annealing(),
     *,
     num_images: int = 100,
-    num_chains: int = 16,
-    num_distributions: int = 500,
-    start: Start = "encoder",
-    num_leapfrog: int = 10,
     seed: int = 0,
     first_row: int = 0,
     memory: int = 2**30,
@@ -165,55 +170,38 @@ def bdmc_rows(
 
     Args:
         model: the trained model.
+        how, first_row, memory, workers: as in ``ais_rows``.
         num_images: how many images to make: the first ones are the same for any number.
-        num_chains, num_distributions, start, num_leapfrog, first_row, memory, workers: as in ``ais_rows``.
         seed: of the images and the chains.
 
     Returns:
         Rows of the images, with ``lower`` and ``upper`` in nats.
 
     Raises:
-        UsageError, TypeError, FailureError: as ``ais_rows``.
+        TypeError, FailureError: as ``ais_rows``.
 
     Reference:
         Grosse, Ghahramani & Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo.
         https://arxiv.org/abs/1511.02543
     """
-    annealing = _Annealing(model, start, num_chains, num_distributions, num_leapfrog, seed)
-    return in_pieces(model, annealing.pieces(first_row, num_images, memory, workers), annealing.bracket, workers)
+    annealer = _Annealer(model, how, seed)
+    return in_pieces(model, annealer.pieces(first_row, num_images, memory, workers), annealer.bracket, workers)
 
 
-def bdmc_gap(model: VAE, *, num_images: int = 100, **options: Any) -> dict[str, Estimate]:
-    """How far annealing may be off, in nats per image: the bounds of ``bdmc_rows``, and upper - lower.
+def summarize_gap(values: Values, how: Annealing) -> dict[str, Estimate]:
+    """How far annealing may be off, in nats per image, from the bounds of all rows, as ``bdmc_rows`` yields them.
 
     Exact about the model's own images. For real ones it is an indication: a model makes images that it finds easy.
 
-    Args:
-        model, num_images: see ``bdmc_rows``; so are ``options``.
-
     Returns:
-        ``bdmc_lower``, ``bdmc_upper`` and ``bdmc_gap``.
+        ``bdmc_lower``, ``bdmc_upper`` and ``bdmc_gap``, upper - lower.
     """
-    return summarize_gap(join([part for _, part in bdmc_rows(model, num_images=num_images, **options)]), **options)
-
-
-def summarize_gap(values: Values, **options: Any) -> dict[str, Estimate]:
-    """Estimates from the bounds of all rows, as ``bdmc_rows`` yields them with these options."""
     protocol = (
-        f"{len(values['lower']):,} images simulated from the model, {_how(**options)}, forward and back: it brackets "
-        "log p(x) of simulated data, and only indicates the error on real data"
+        f"{len(values['lower']):,} images simulated from the model, {how}, forward and back: it brackets log p(x) of "
+        "simulated data, and only indicates the error on real data"
     )
     bounds = {"lower": values["lower"], "upper": values["upper"], "gap": values["upper"] - values["lower"]}
     return {f"bdmc_{name}": Estimate.of(bound, "nats", protocol) for name, bound in bounds.items()}
-
-
-def _how(
-    *, num_chains: int = 16, num_distributions: int = 500, start: Start = "encoder", num_leapfrog: int = 10, **_: Any
-) -> str:
-    return (
-        f"AIS from the {start}, {num_chains} chains x {num_distributions:,} distributions x {num_leapfrog} leapfrog "
-        "steps"
-    )
 
 
 # --- a few images ---------------------------------------------------------------------------------------------------
@@ -221,22 +209,12 @@ def _how(
 
 @final
 @dataclass(frozen=True)
-class _Annealing:
-    """How images are annealed: all but the images."""
+class _Annealer:
+    """What anneals images: all but the images."""
 
     model: VAE
-    start: Start
-    num_chains: int
-    num_distributions: int
-    num_leapfrog: int
+    how: Annealing
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.start not in get_args(Start):
-            raise UsageError(f"no start {self.start!r}{did_you_mean(self.start, get_args(Start))}")
-        for name, least in (("num_chains", 1), ("num_distributions", 2), ("num_leapfrog", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} {getattr(self, name)}: must be at least {least}")
 
     @property
     def device(self) -> torch.device:
@@ -246,17 +224,18 @@ class _Annealing:
         """The rows from ``first`` on, as many at a time as fit, and leave no worker idle."""
         most = _CPU_CHAINS if self.device.type == "cpu" else _GPU_CHAINS
         chains = min(most, memory // (workers * _BACKWARD * decode_bytes(self.model)))
-        images = max(_LEAST, min(chains // self.num_chains, -(-(size - first) // workers)))
+        images = max(_LEAST, min(chains // self.how.num_chains, -(-(size - first) // workers)))
         return [slice(begin, min(begin + images, size)) for begin in range(first, size, images)]
 
     @torch.no_grad()
     def score(self, x: Tensor, rows: slice, where: str) -> Values:
         """The bound of each image, with the weights' ESS and the acceptance; each (B,)."""
         images = torch.arange(max(len(x), _LEAST), device=x.device).clamp(max=len(x) - 1)
-        target = _Target(self.model, x[images], self.start, rows.start, where)
-        z = target.start_chains(self.num_chains, self._seed("forward"))
+        target = _Target(self.model, x[images], self.how.start, rows.start, where)
+        z = target.start_chains(self.how.num_chains, self._seed("forward"))
         result = self._anneal(target, z, self._step_sizes(target), "forward")
-        log_w, acceptance = (values.unflatten(0, (self.num_chains, -1)) for values in (result.log_w, result.acceptance))
+        chains = (self.how.num_chains, -1)
+        log_w, acceptance = (values.unflatten(0, chains) for values in (result.log_w, result.acceptance))
         values = {"log_px": log_mean_exp(log_w), "ess": effective_sample_size(log_w), "acceptance": acceptance.mean(0)}
         return {name: value[: len(x)].numpy() for name, value in values.items()}
 
@@ -265,29 +244,29 @@ class _Annealing:
         """The bounds of images that the model makes; each (B,)."""
         filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
         exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
-        target = _Target(self.model, x, self.start, rows.start, _MADE)
+        target = _Target(self.model, x, self.how.start, rows.start, _MADE)
         eps = self._step_sizes(target)
-        forward = target.start_chains(self.num_chains, self._seed("forward"))
+        forward = target.start_chains(self.how.num_chains, self._seed("forward"))
         lower = self._anneal(target, forward, eps, "forward").log_w
-        upper = self._anneal(target, exact.expand(self.num_chains, -1, -1), eps, "reverse").log_w
-        bounds = {"lower": log_mean_exp(lower.unflatten(0, (self.num_chains, -1))),
-                  "upper": -log_mean_exp(upper.unflatten(0, (self.num_chains, -1)))}  # fmt: skip
+        upper = self._anneal(target, exact.expand(self.how.num_chains, -1, -1), eps, "reverse").log_w
+        bounds = {"lower": log_mean_exp(lower.unflatten(0, (self.how.num_chains, -1))),
+                  "upper": -log_mean_exp(upper.unflatten(0, (self.how.num_chains, -1)))}  # fmt: skip
         return {name: bound[: rows.stop - rows.start].numpy() for name, bound in bounds.items()}
 
     def _step_sizes(self, target: _Target) -> Tensor:
         """(T - 1, B), from a pilot run."""
         z, draws = target.start_chains(PILOT_CHAINS, self._seed("pilot")), self._draws(target, PILOT_CHAINS, "pilot")
-        return pilot_step_sizes(target, z.flatten(0, 1), sigmoid_schedule(self.num_distributions), draws,
-                                num_chains=PILOT_CHAINS, num_leapfrog=self.num_leapfrog)  # fmt: skip
+        return pilot_step_sizes(target, z.flatten(0, 1), sigmoid_schedule(self.how.num_distributions), draws,
+                                num_chains=PILOT_CHAINS, num_leapfrog=self.how.num_leapfrog)  # fmt: skip
 
     def _anneal(self, target: _Target, z: Tensor, eps: Tensor, direction: Literal["forward", "reverse"]) -> Annealed:
         return annealed_importance_sampling(
             target,
             z.flatten(0, 1),
-            sigmoid_schedule(self.num_distributions),
-            eps.repeat(1, self.num_chains),
-            self._draws(target, self.num_chains, direction),
-            num_leapfrog=self.num_leapfrog,
+            sigmoid_schedule(self.how.num_distributions),
+            eps.repeat(1, self.how.num_chains),
+            self._draws(target, self.how.num_chains, direction),
+            num_leapfrog=self.how.num_leapfrog,
             reverse=direction == "reverse",
         )
 
@@ -343,7 +322,7 @@ class _Target:
         for name, values in self._terms(z).items():
             bad = (~values.isfinite()).any(0).nonzero()
             if len(bad):
-                raise _not_finite(name, self.first_row + int(bad[0]), self._where)
+                raise not_finite(name, self.first_row + int(bad[0]), self._where)
         return z
 
     def _terms(self, z: Tensor) -> dict[str, Tensor]:
@@ -389,17 +368,10 @@ def _simulate(model: VAE, rows: range, seed: int, device: torch.device) -> tuple
             z = model.prior().sample()
             px = model.likelihood(z)
             if not px.mean.isfinite().all():
-                raise _not_finite("the mean of p(x|z)", row, _MADE)
+                raise not_finite("the mean of p(x|z)", row, _MADE)
             pairs.append((z, px.sample()))
     z, x = (torch.stack(values) for values in zip(*pairs, strict=True))
     return z, x
-
-
-def _not_finite(name: str, row: int, where: str) -> FailureError:
-    return FailureError(
-        f"{name} of image {row} {where} is not finite: the weights of this model are broken, or its pixels are out of "
-        "range"
-    )
 
 
 @contextmanager
@@ -408,8 +380,6 @@ def _seeded(seed: int, row: int, device: torch.device) -> Generator[None]:
 
     They sample from it, and accept no other: one thread at a time.
     """
-    accelerator = device.type != "cpu"
-    devices, kind = ([device], device.type) if accelerator else ([], "cuda")
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices, device_type=kind):
+    with _GLOBAL_GENERATOR, torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         reseed(seed, row, device)
         yield

@@ -95,6 +95,6 @@ def grey_floor(split: Split) -> float:
     """
     total = 0.0
     for piece in split.pieces():
-        x = piece.double()
+        x = piece.cpu().double()
         total += float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum())
     return total / len(split)

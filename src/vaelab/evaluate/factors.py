@@ -10,7 +10,6 @@ Shapes: N examples, D latent dimensions, F factors, V values of a factor, R resa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from vaelab.errors import UsageError
 from vaelab.evaluate import latents
 from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.latents import RESAMPLES, Codes
+from vaelab.evaluate.undefined import as_defined
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 
@@ -57,20 +57,11 @@ def known_factors(model: VAE, data: Dataset, images: int | None = None) -> tuple
     made_by = data.factors(split.index.cpu().numpy())
     which = "all" if images is None else "random"
     protocol = f"{data.name}, {which} {len(split):,} images, {data.pixels}, 1 posterior sample"
-    scores: list[tuple[str, Callable[[], dict[str, Estimate]]]] = [
-        ("total correlation", lambda: {"total_correlation": total_correlation(codes, protocol)}),
-        ("mutual information gap",
-         lambda: {"mutual_information_gap": mutual_information_gap(codes, made_by, protocol)}),
-        ("disentanglement", lambda: disentanglement(codes, made_by, protocol)),
-    ]  # fmt: skip
-    found: dict[str, Estimate] = {}
-    left_out: list[str] = []
-    for name, measure in scores:
-        try:
-            found |= measure()
-        except (TypeError, UsageError) as error:
-            left_out.append(f"No {name}: {error}.")
-    return found, left_out
+    return as_defined({
+        "total correlation": lambda: {"total_correlation": total_correlation(codes, protocol)},
+        "mutual information gap": lambda: {"mutual_information_gap": mutual_information_gap(codes, made_by, protocol)},
+        "disentanglement": lambda: disentanglement(codes, made_by, protocol),
+    })  # fmt: skip
 
 
 def _everything(data: Dataset, images: int | None) -> Split:
@@ -93,7 +84,7 @@ def mutual_information_gap(codes: Codes, factors: Factors, protocol: str) -> Est
 
     1 if each factor is in one dimension and in no other, 0 if every factor is spread or not coded at all. The
     information is exact in the factors and the posteriors, a Monte Carlo mean over one draw of z for each example: see
-    ``factor_information``. The standard error is a bootstrap's over the examples, at fixed densities.
+    ``_pointwise_information``. The standard error is a bootstrap's over the examples, at fixed densities.
 
     Args:
         codes: N examples; more make the densities q(z_d) and q(z_d|v) better ones.
@@ -119,18 +110,14 @@ def mutual_information_gap(codes: Codes, factors: Factors, protocol: str) -> Est
     return Estimate(float(_gaps(pointwise.mean(0), entropy)), stderr, "of the entropy", n, about)
 
 
-def factor_information(codes: Codes, factors: Factors) -> Array:
-    r"""What each dimension knows about each factor: :math:`I(z_d; v_k) = E[\log q(z_d|v_k) - \log q(z_d)]`, (D, F).
-
-    In nats. :math:`q(z_d|v) = \frac{1}{N_v} \sum_{n: v_n = v} q(z_d|x_n)` is the mean over all examples with that
-    value, no histogram; each example's own posterior is among them, so that with few examples of a value it is too
-    large (at most the logarithm of N). Chen et al. draw N from the whole data set, as the benchmark does.
-    """
-    return _pointwise_information(codes, factors).mean(0)
-
-
 def _pointwise_information(codes: Codes, factors: Factors) -> Array:
-    """The logarithm of q(z_d|v_k) / q(z_d) at each example's own draw, (N, D, F), in nats."""
+    r"""What each dimension tells of each factor at each example's own draw, :math:`\log q(z_d|v_k) - \log q(z_d)`.
+
+    (N, D, F), in nats; the means over the examples are the informations :math:`I(z_d; v_k)`.
+    :math:`q(z_d|v) = \frac{1}{N_v} \sum_{n: v_n = v} q(z_d|x_n)` is the mean over all examples with that value, no
+    histogram; each example's own posterior is among them, so that with few examples of a value it is too large (at most
+    the logarithm of N). Chen et al. draw N from the whole data set, as the benchmark does.
+    """
     if codes.log_scale is None:
         kind = type(codes.batches[0].qz).__name__
         raise TypeError(f"the information in a dimension is undefined for this model: its posterior {kind} has no "
@@ -201,11 +188,9 @@ def disentanglement(codes: Codes, factors: Factors, protocol: str) -> dict[str, 
     z, v = codes.z[order], factors[order]
     scores = [_scores(z[part], v[part]) for part in np.array_split(np.arange(len(z)), PARTS)]
     about = f"{protocol}, random forests of {TREES} trees, {PARTS} parts of {len(codes) // PARTS:,} codes"
-    found: dict[str, Estimate] = {}
-    for name, unit in (("disentanglement", "score"), ("completeness", "score"), ("informativeness", "accuracy")):
-        one = Estimate.of(np.array([score[name] for score in scores]), unit, about)
-        found[name] = Estimate(one.value, one.stderr, unit, len(codes), about)
-    return found
+    units = {"disentanglement": "score", "completeness": "score", "informativeness": "accuracy"}
+    return {name: replace(Estimate.of(np.array([score[name] for score in scores]), unit, about), n=len(codes))
+            for name, unit in units.items()}  # fmt: skip
 
 
 def _scores(z: Array, factors: Factors) -> dict[str, float]:

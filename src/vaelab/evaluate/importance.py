@@ -6,8 +6,7 @@ Shapes: N data set, B images at a time, S samples per image, k samples per bound
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +15,10 @@ from vaelab.compiling import compiled_log_px
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
 from vaelab.data.guard import require_fit
 from vaelab.divergences import log_mean_exp
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import UsageError
 from vaelab.evaluate.elbo import bound_protocol
 from vaelab.evaluate.estimate import Estimate
-from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join
+from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join, not_finite
 from vaelab.models import VAE
 from vaelab.runtime import RowNoise, SampleNoise
 
@@ -111,15 +110,42 @@ def importance_rows(
     if num_samples < 1:
         raise UsageError(f"--num-samples {num_samples}: must be at least 1")
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
-    scorer = _Scorer(model, data, split, num_samples, bf16, compiling)
-    limit = _CPU_DECODES if data.train.device.type == "cpu" else _GPU_DECODES
-    decodes = min(limit, memory // (workers * decode_bytes(model)))
-    if decodes < 1:
-        raise UsageError(f"--memory {memory}: one image alone takes {workers * decode_bytes(model)} bytes to decode")
+    device, decodes = data.train.device, _decodes(model, data.train.device, memory, workers)
     images = max(1, decodes // num_samples)
     pieces = [slice(start, min(start + images, size)) for start in range(first_row, size, images)]
-    found = in_pieces(model, pieces, lambda piece: scorer.score(piece, decodes), workers)
+
+    def score(piece: slice) -> Values:
+        batch = data.scored(split, piece)
+        # A block of rows shares a generator elsewhere; here an image has thousands of samples and one of its own.
+        noise = SampleNoise(RowNoise(EVALUATION_SEED, piece.start, device, block=1), num_samples)
+        at_once = max(1, decodes // len(batch.x))
+        parts: list[Tensor] = []
+        # autocast keeps weights that it has cast, behind a lock of the process. A thread that compiles comes to it with
+        # Python's lock in hand; one that drops such casts asks for Python's behind it. Where it compiles, none is kept.
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=not compiling):
+            for noise.first in range(0, num_samples, at_once):
+                count = min(at_once, num_samples - noise.first)
+                parts.append(model.draw(batch.x, num_samples=count, noise=noise).log_w)
+        log_w = torch.cat(parts)
+        log_w = (log_w.cpu() if device.type == "mps" else log_w).double()  # Apple's GPUs have no float64
+        bad = (~torch.isfinite(log_w)).any(0).nonzero()
+        if len(bad):
+            raise not_finite("an importance weight", piece.start + int(bad[0]), f"of the {split} split")
+        values = {f"k={k}": bound for k, bound in iwae_bounds(log_w).items()}
+        values["ess"] = effective_sample_size(log_w)
+        # Copies: a few numbers of torch's, kept for each image, would hold the large blocks beside them in memory.
+        return {name: value.cpu().numpy().copy() for name, value in values.items()}
+
+    found = in_pieces(model, pieces, score, workers)
     return _compiling(model, found) if compiling else found
+
+
+def _decodes(model: VAE, device: torch.device, memory: int, workers: int) -> int:
+    """How many latents each worker may decode at a time."""
+    needed = workers * decode_bytes(model)
+    if memory < needed:
+        raise UsageError(f"--memory {memory // 2**20}: one image alone takes {-(-needed // 2**20)} MiB to decode")
+    return min(_CPU_DECODES if device.type == "cpu" else _GPU_DECODES, memory // needed)
 
 
 def _compiling(model: VAE, rows: Iterator[Rows]) -> Iterator[Rows]:
@@ -145,8 +171,7 @@ def nll(
         UsageError: if the likelihood is none of these data.
     """
     require_fit(model.likelihood_head, data, (split,))
-    parts = importance_rows(model, data, split, num_samples=num_samples, rows=rows, **options)
-    values = join([part for _, part in parts])
+    values = join(importance_rows(model, data, split, num_samples=num_samples, rows=rows, **options))
     return summarize(values, num_samples, lambda how: bound_protocol(model, data, split, how, rows))
 
 
@@ -163,43 +188,3 @@ def summarize(values: Values, num_samples: int, protocol: Callable[[str], str]) 
     }
     ess = Estimate.of(values["ess"], "samples", protocol(f"effective of {num_samples:,} importance samples"))
     return {**found, "ess": ess}
-
-
-@final
-@dataclass(frozen=True)
-class _Scorer:
-    """Scores a few rows: all that a worker needs to know."""
-
-    model: VAE
-    data: Dataset
-    split: str
-    num_samples: int
-    bf16: bool
-    compiling: bool
-
-    def score(self, rows: slice, decodes: int) -> Values:
-        """Bounds and effective sample size of these rows."""
-        device = self.data.train.device
-        batch = self.data.scored(self.split, rows)
-        # A block of rows shares a generator elsewhere; here an image has thousands of samples and one of its own.
-        noise = SampleNoise(RowNoise(EVALUATION_SEED, rows.start, device, block=1), self.num_samples)
-        at_once = max(1, decodes // len(batch.x))
-        pieces: list[Tensor] = []
-        # autocast keeps weights that it has cast, behind a lock of the process. A thread that compiles comes to it with
-        # Python's lock in hand; one that drops such casts asks for Python's behind it. Where it compiles, none is kept.
-        keep = not self.compiling
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=keep):
-            for noise.first in range(0, self.num_samples, at_once):
-                count = min(at_once, self.num_samples - noise.first)
-                pieces.append(self.model.draw(batch.x, num_samples=count, noise=noise).log_w.double())
-        log_w = torch.cat(pieces)
-        bad = (~torch.isfinite(log_w)).any(0).nonzero()
-        if len(bad):
-            raise FailureError(
-                f"the importance weights of image {rows.start + int(bad[0])} of the {self.split} split are not finite: "
-                "the weights of this model are broken, or its pixels are out of range"
-            )
-        values = {f"k={k}": bound for k, bound in iwae_bounds(log_w).items()}
-        # Copies: a few numbers of torch's, kept for each image, would hold the large blocks beside them in memory.
-        values["ess"] = effective_sample_size(log_w)
-        return {name: value.cpu().numpy().copy() for name, value in values.items()}

@@ -138,14 +138,15 @@ def encode(model: VAE, data: Dataset, split: str, *, limit: int | None = None, b
     z = _joined(batch.z for batch in batches)
     if not np.isfinite(z).all():
         raise FailureError(f"not all latents of {data.name} {split} are finite: the model has diverged")
-    log_qz = [batch.log_qz for batch in batches if batch.log_qz is not None]
-    log_pz = [batch.log_pz for batch in batches if batch.log_pz is not None]
-    rate = [batch.rate for batch in batches if batch.rate is not None]
+
+    def gathered(name: str) -> Array | None:
+        """What the batches have under a name; None where they have nothing."""
+        values = [value for batch in batches if (value := getattr(batch, name)) is not None]
+        return _joined(values) if values else None
+
     y = [batch.y for batch in batches if batch.y is not None]
-    return Codes(
-        z=z, z_prior=z_prior, log_qz=_joined(log_qz) if log_qz else None, log_pz=_joined(log_pz) if log_pz else None,
-        rate=_joined(rate) if rate else None, y=torch.cat(y).cpu().numpy() if y else None, batches=batches,
-    )  # fmt: skip
+    return Codes(z, z_prior, gathered("log_qz"), gathered("log_pz"), gathered("rate"),
+                 torch.cat(y).cpu().numpy() if y else None, batches)  # fmt: skip
 
 
 # --- information ----------------------------------------------------------------------------------------------------
@@ -231,51 +232,6 @@ def log_aggregate(codes: Codes, *, rows: int | None = None) -> Array:
     return torch.cat(blocks).numpy()
 
 
-# --- moments ---------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and variance of each dimension of the aggregate posterior, (D,) each, with their standard errors.
-
-    A standard normal prior has 0 and 1; the scores say how many standard errors lie between.
-    """
-
-    mean: Array
-    mean_stderr: Array
-    variance: Array
-    variance_stderr: Array
-
-    @property
-    def mean_score(self) -> Array:
-        """(mean - 0) / its standard error."""
-        return _ratio(self.mean, self.mean_stderr)
-
-    @property
-    def variance_score(self) -> Array:
-        """(variance - 1) / its standard error."""
-        return _ratio(self.variance - 1, self.variance_stderr)
-
-
-def moments(codes: Codes) -> Moments:
-    r"""The first two moments of z ~ q(z), for each dimension, from one draw per example.
-
-    The standard error of a variance :math:`s^2` is :math:`\sqrt{(m_4 - \frac{n - 3}{n - 1} s^4) / n}`, with
-    :math:`m_4` the fourth central moment: no normality is assumed.
-
-    Raises:
-        UsageError: for a single code.
-    """
-    n = len(codes)
-    if n < 2:
-        raise UsageError(f"{n} code has no variance: encode more examples")
-    mean, variance = codes.z.mean(0), codes.z.var(0, ddof=1)
-    fourth = ((codes.z - mean) ** 4).mean(0)
-    spread = np.maximum(fourth - (n - 3) / (n - 1) * variance**2, 0) / n
-    return Moments(mean, np.sqrt(variance / n), variance, np.sqrt(spread))
-
-
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
@@ -300,11 +256,13 @@ def _encode(model: VAE, pz: Distribution, batch: Batch, noise: RowNoise) -> Enco
 
 def _sample(pz: Distribution, count: int, device: torch.device) -> Array:
     """Draw from the prior, always the same; torch's global generators, of which it is drawn, are left as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.default_generator.manual_seed(EVALUATION_SEED)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(EVALUATION_SEED)
+        elif device.type == "mps":
+            torch.mps.manual_seed(EVALUATION_SEED)
         return _joined([pz.sample((count,))])
 
 
@@ -362,11 +320,6 @@ def _require_log_qz(codes: Codes) -> Array:
         kind = type(codes.batches[0].qz).__name__
         raise TypeError(f"the aggregate posterior is undefined for this model: its posterior {kind} has no density")
     return codes.log_qz
-
-
-def _ratio(difference: Array, stderr: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):  # a constant is infinitely many standard errors away
-        return difference / stderr
 
 
 def _joined(tensors: Iterable[Tensor]) -> Array:

@@ -49,4 +49,4 @@ def nearest_images(images: Tensor, split: Split, count: int = 1) -> Nearest:
         best, kept = torch.topk(torch.cat([best, found], 1), min(count, best.shape[1] + len(piece)), largest=False)
         rows = torch.cat([rows, at], 1).gather(1, kept)
         start += len(piece)
-    return Nearest(rows.cpu().numpy(), best.double().cpu().numpy())
+    return Nearest(rows.cpu().numpy(), best.cpu().double().numpy())

@@ -12,6 +12,7 @@ from vaelab.evaluate.codebook import codebook_usage
 from vaelab.evaluate.elbo import protocol_of
 from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.factors import known_factors
+from vaelab.evaluate.undefined import as_defined
 from vaelab.models import VAE
 
 
@@ -23,7 +24,7 @@ class Overview:
     Args:
         metrics: by name.
         per_dimension: lists with a number for each latent dimension, or each code of a codebook; None where unknown.
-        left_out: what is undefined for this model, a sentence each.
+        left_out: what cannot be had of this model and these data, a sentence each.
     """
 
     metrics: Mapping[str, Estimate]
@@ -51,29 +52,21 @@ def overview(model: VAE, data: Dataset, split: str, limit: int) -> Overview:
     if codes.slow_densities and len(codes) > latents.FEW:
         aggregated = latents.encode(model, data, split, limit=latents.FEW)
         about = protocol_of(data, split, "1 posterior sample", latents.FEW)
-    defined: dict[str, Callable[[], Estimate]] = {
-        "active_units": lambda: latents.active_units(codes, protocol),
-        "mutual_information": lambda: latents.mutual_information(aggregated, about),
-        "aggregate_kl": lambda: latents.aggregate_kl(aggregated, about),
-        "two_sample_accuracy": lambda: classifiers.two_sample_test(codes, protocol),
+    measures: dict[str, Callable[[], dict[str, Estimate]]] = {
+        "active units": lambda: {"active_units": latents.active_units(codes, protocol)},
+        "mutual information": lambda: {"mutual_information": latents.mutual_information(aggregated, about)},
+        "aggregate KL": lambda: {"aggregate_kl": latents.aggregate_kl(aggregated, about)},
+        "two-sample test": lambda: {"two_sample_accuracy": classifiers.two_sample_test(codes, protocol)},
     }
-    metrics: dict[str, Estimate] = {}
-    reasons: dict[str, list[str]] = {}
-    for name, measure in defined.items():
-        try:
-            metrics[name] = measure()
-        except TypeError as error:
-            reasons.setdefault(str(error), []).append(name.replace("_", " ").replace("kl", "KL"))
     if data.train.y is not None:
-        metrics |= classifiers.probes(latents.encode(model, data, "train"), codes, protocol)
-    moments = latents.moments(codes)
+        measures["probes"] = lambda: classifiers.probes(latents.encode(model, data, "train"), codes, protocol)
+    metrics, left_out = as_defined(measures)
     dimensions: dict[str, list[Any] | None] = {
         "rate": None if codes.rate is None else codes.rate.mean(0).tolist(),
         "variance_of_means": latents.variance_of_means(codes).tolist() if "active_units" in metrics else None,
-        "mean": moments.mean.tolist(),
-        "variance": moments.variance.tolist(),
+        "mean": codes.z.mean(0).tolist(),
+        "variance": codes.z.var(0, ddof=1).tolist() if len(codes) > 1 else None,
     }
-    left_out = [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     if data.factors is not None:
         scores, missing = known_factors(model, data)
         metrics, left_out = metrics | scores, left_out + missing

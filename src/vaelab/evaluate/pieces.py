@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vaelab.errors import FailureError
+from vaelab.evaluate.estimate import evaluating
 from vaelab.models import VAE
 
 Values = dict[str, NDArray[np.float64]]
@@ -67,9 +69,18 @@ def _side_by_side(pieces: list[slice], score: Callable[[slice], Values], workers
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def join(parts: list[Values]) -> Values:
-    """The values of all rows, of those of pieces."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def join(rows: Iterable[Rows]) -> Values:
+    """The values of all rows, of those of pieces in order; empty if there are none."""
+    parts = [values for _, values in rows]
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def not_finite(what: str, row: int, where: str) -> FailureError:
+    """The error to raise where ``what`` of image ``row`` is NaN or infinite; ``where`` says of which images."""
+    return FailureError(
+        f"{what} of image {row} {where} is not finite: the weights of this model are broken, or its pixels are out of "
+        "range"
+    )
 
 
 def decode_bytes(model: VAE) -> int:
@@ -83,9 +94,8 @@ def decode_bytes(model: VAE) -> int:
     leaves = [module for module in model.decoder.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
     try:
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model.decoder(torch.zeros(1, model.latent_dim, device=device))
+        with evaluating(model):
+            model.decoder(torch.zeros(1, model.latent_dim, device=next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
 import torch
@@ -55,30 +53,24 @@ def reconstruction(model: VAE, data: Dataset, split: str = "test") -> dict[str, 
         Similarity, section III. https://doi.org/10.1109/TIP.2003.819861
     """
     errors: list[Array] = []
-    ratios: list[Array] = []
     similarities: list[Array] = []
     with evaluating(model):
         for batch, _ in data.batches(split, BATCH):
             x_hat = model.likelihood(model.center(batch.x)).mean
             pair = [images.cpu().double().numpy() for images in (batch.x, x_hat)]
             errors.append(((pair[0] - pair[1]) ** 2).mean((1, 2, 3)))
-            ratios.append(_psnr(*pair))
             similarities.append(_ssim(*pair))
-    psnr = np.concatenate(ratios)
+    mse = np.concatenate(errors)
+    with np.errstate(divide="ignore"):
+        psnr = np.minimum(-10 * np.log10(mse), MAX_PSNR)
     protocol = protocol_of(data, split, "mean of p(x|z) at the center of q(z|x)")
     capped = int((psnr == MAX_PSNR).sum())
     note = f", {capped:,} images at or above {MAX_PSNR:g} dB counted as {MAX_PSNR:g} dB" if capped else ""
     return {
-        "mse": Estimate.of(np.concatenate(errors), "of a pixel", protocol),
+        "mse": Estimate.of(mse, "of a pixel", protocol),
         "psnr": Estimate.of(psnr, "dB", protocol + note),
         "ssim": Estimate.of(np.concatenate(similarities), "SSIM", protocol),
     }
-
-
-def _psnr(x: Array, x_hat: Array) -> Array:
-    mse = ((x - x_hat) ** 2).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return np.minimum(-10 * np.log10(mse), MAX_PSNR)
 
 
 def _ssim(x: Array, x_hat: Array) -> Array:
@@ -201,45 +193,7 @@ def _check(a: Array, b: Array, least: int) -> None:
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class SampleScores:
-    """A model's samples against real images, once for each extractor.
-
-    Args:
-        frechet: (E,), distances between samples and real images.
-        floor: (E,), distances between as many real images of another split and the real images.
-        precision, recall: (E,), of the samples, see ``precision_recall``.
-        n: how many images each set has.
-        protocol: what was compared, and by which extractors.
-        floor_protocol: the same of the floor.
-    """
-
-    frechet: Array
-    floor: Array
-    precision: Array
-    recall: Array
-    n: int
-    protocol: str
-    floor_protocol: str
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Means over the extractors; ``stderr`` is their spread: the standard deviation (ddof = 1) of the E values."""
-        distance = f"Fréchet distance ({NUM_FEATURES} features)"
-        space = f"(k = {NEIGHBOURS}, {NUM_FEATURES} features)"
-        rows = {
-            "frechet": (self.frechet, distance, self.protocol),
-            "frechet_floor": (self.floor, distance, self.floor_protocol),
-            "precision": (self.precision, f"precision {space}", self.protocol),
-            "recall": (self.recall, f"recall {space}", self.protocol),
-        }
-        return {
-            name: Estimate(float(values.mean()), float(values.std(ddof=1)), unit, self.n, protocol)
-            for name, (values, unit, protocol) in rows.items()
-        }
-
-
-def sample_scores(
+def sample_quality(
     model: VAE,
     data: Dataset,
     extractors: Sequence[Extractor],
@@ -247,17 +201,19 @@ def sample_scores(
     split: str = "test",
     num: int = 10_000,
     seed: int = 0,
-) -> SampleScores:
+) -> dict[str, Estimate]:
     """Compare means of p(x|z), z ~ p(z), with as many real images of a split, and training images with the same ones.
 
-    The second comparison is the floor: what the training images themselves would score (test images, where ``split`` is
-    train). All sets have the same size, the smallest of ``num`` and the two splits, since distances depend on it. Which
-    images are taken is random, by ``seed``.
+    ``frechet`` is the distance of the samples, ``frechet_floor`` what the training images themselves would score (test
+    images, where ``split`` is train), ``precision`` and ``recall`` those of ``precision_recall``. Each is the mean over
+    the extractors, and ``stderr`` their spread: the standard deviation (ddof = 1) of the E values. All sets have the
+    same size, the smallest of ``num`` and the two splits, since distances depend on it. Which images are taken is
+    random, by ``seed``.
 
     The samples are means: grey, and without the likelihood's pixel noise. The real images are the split's as it is
     scored: under a binarizing protocol they are binary, and a distance contains that difference too.
 
-    The distances are in a feature space of their own, and are not comparable with any published FID.
+    None of the numbers is comparable with a published FID or its kin: the feature space is this toolkit's own.
 
     Args:
         model: the trained model.
@@ -281,37 +237,33 @@ def sample_scores(
     real = _embed(extractors, _chosen(data, split, count, seed))
     rest = _embed(extractors, _chosen(data, other, count, seed))
     generated = _embed(extractors, _samples(model, count, seed))
-    pairs = list(zip(real, generated, strict=True))
-    covered = np.array([precision_recall(*pair) for pair in pairs])
+    covered = np.array([*map(precision_recall, real, generated)])
     against = f"against {count:,} images of {data.name} {split}, {data.pixels} at native size, seed {seed}"
     extracted = f"mean and s.d. over {len(hashes)} extractors ({', '.join(hashes)})"
-    return SampleScores(
-        frechet=np.array([frechet(*pair) for pair in pairs]),
-        floor=np.array([frechet(*pair) for pair in zip(real, rest, strict=True)]),
-        precision=covered[:, 0],
-        recall=covered[:, 1],
-        n=count,
-        protocol=f"{count:,} means of p(x|z), z ~ p(z), {against}, {extracted}",
-        floor_protocol=f"{count:,} images of {data.name} {other} {against}, {extracted}",
-    )
+    protocol = f"{count:,} means of p(x|z), z ~ p(z), {against}, {extracted}"
+    floor_protocol = f"{count:,} images of {data.name} {other} {against}, {extracted}"
+    distance, space = f"Fréchet distance ({NUM_FEATURES} features)", f"(k = {NEIGHBOURS}, {NUM_FEATURES} features)"
+    found = {
+        "frechet": (np.array([*map(frechet, real, generated)]), distance, protocol),
+        "frechet_floor": (np.array([*map(frechet, real, rest)]), distance, floor_protocol),
+        "precision": (covered[:, 0], f"precision {space}", protocol),
+        "recall": (covered[:, 1], f"recall {space}", protocol),
+    }
+    return {
+        name: Estimate(float(values.mean()), float(values.std(ddof=1)), unit, count, about)
+        for name, (values, unit, about) in found.items()
+    }
 
 
-def sample_quality(
-    model: VAE,
-    data: Dataset,
-    extractors: Sequence[Extractor],
-    *,
-    split: str = "test",
-    num: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """The means over the extractors of ``sample_scores``, with their spread (s.d.) as ``stderr``.
-
-    ``frechet``, its floor ``frechet_floor`` (real images against real ones), ``precision`` and ``recall``. None is
-    comparable with a published FID or its kin: the feature space is this toolkit's own. For the value of each single
-    extractor call ``sample_scores``.
-    """
-    return sample_scores(model, data, extractors, split=split, num=num, seed=seed).estimates()
+def why_no_comparison(data: Dataset, split: str) -> str | None:
+    """Why a model's samples cannot be compared with the images of a split; None where they can."""
+    y = data.train.y
+    if y is None:
+        return f"{data.name} has no labels, and samples are compared by the features of a classifier"
+    if len(y.unique()) < 2:
+        return f"the training images of {data.name} are all of one class, and a classifier needs at least two"
+    count = min(len(data.split(split)), len(data.test if split == "train" else data.train))
+    return None if count > NEIGHBOURS else f"{count} images are too few to compare: {NEIGHBOURS + 1} are the least"
 
 
 def _embed(extractors: Sequence[Extractor], x: Tensor) -> list[Array]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 
-from vaelab.models import VAE
+from vaelab.errors import UsageError
+from vaelab.evaluate.estimate import Estimate, evaluating
+from vaelab.models import SPACES, VAE
 from vaelab.runtime import RowNoise
 
 
 def why_no_bound(model: VAE) -> str | None:
     """Why more samples give no better bound on log p(x); None where they do."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with evaluating(model):
         draw = model.draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
         try:
             _ = draw.log_w
@@ -25,7 +28,7 @@ def why_no_bound(model: VAE) -> str | None:
 def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder") -> str | None:
     """Why chains cannot be led from q(z|x), or from p(z), to p(z|x); None where they can."""
     if model.space != "real":
-        return f"annealing moves through real vectors, and the latents of this model are {model.space}"
+        return f"annealing moves through real vectors, and the latents of this model lie in {SPACES[model.space]}"
     reason = why_no_bound(model)
     return why_no_density(model) if reason is None and start == "encoder" else reason
 
@@ -33,10 +36,27 @@ def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder")
 def why_no_density(model: VAE) -> str | None:
     """Why q(z|x) cannot score latents that it did not draw itself; None where it can."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with evaluating(model):
         qz = model.posterior(torch.zeros(1, *model.shape, device=device))
         try:
             qz.log_prob(torch.zeros(1, model.latent_dim, device=device))
         except NotImplementedError as error:
             return f"{error} (chains can start from the prior: --ais-start prior)"
     return None
+
+
+def as_defined(measures: Mapping[str, Callable[[], dict[str, Estimate]]]) -> tuple[dict[str, Estimate], list[str]]:
+    """All that can be measured, and why the rest cannot: a sentence for each reason.
+
+    Args:
+        measures: by the words for them in such a sentence; one that is undefined raises a ``TypeError``, one that has
+            too little to go by a ``UsageError``.
+    """
+    found: dict[str, Estimate] = {}
+    reasons: dict[str, list[str]] = {}
+    for name, measure in measures.items():
+        try:
+            found |= measure()
+        except (TypeError, UsageError) as error:
+            reasons.setdefault(str(error), []).append(name)
+    return found, [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]

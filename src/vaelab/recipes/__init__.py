@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vaelab.config import flat, override, slots_with_choice
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.recipes import likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
@@ -28,6 +29,31 @@ def recipe(name: str) -> Run:
     if name not in RECIPES:
         raise UsageError(f"no recipe {name!r}{did_you_mean(name, RECIPES)}")
     return RECIPES[name].make()
+
+
+def flags_of(run: Run) -> list[str]:
+    """The flags of ``vaelab train`` that make the recipe's run this one.
+
+    Example:
+        >>> flags_of(override(recipe("mlp"), beta=0.5, clip_norm=1.0))
+        ['--beta', '0.5', '--clip-norm', '1.0']
+    """
+    base, words = recipe(run.recipe), list[str]()
+    for slot in slots_with_choice():
+        part = getattr(run, slot)
+        if part is not None and type(part) is not type(getattr(base, slot)):
+            words += [f"--{slot}", part.word]
+            base = override(base, **{slot: part.word})
+    before = flat(base)
+    for name, leaf in flat(run).items():
+        flag, value = name.replace("_", "-"), leaf.value
+        if value == before[name].value:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def __getattr__(name: str) -> Callable[[], Run]:
