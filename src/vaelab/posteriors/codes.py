@@ -148,10 +148,10 @@ class VectorQuantized(nn.Module):
             dead = self.share < self.spec.restart_below * even
             self.share.masked_fill_(dead, even)
             self.total.copy_(torch.where(dead[:, None], even * restart, self.total))
-            # A code that was never seen keeps its place: 0 / 0 has none.
-            tiny = torch.finfo(self.share.dtype).tiny
-            moved = self.total / self.share.clamp(min=tiny)[:, None]
-            self.codebook.copy_(torch.where(self.share[:, None] > tiny, moved, self.codebook))
+            # A code that is seen no more keeps its place: near 0 averages lose their digits, and 0 / 0 has none.
+            least = 1e-30
+            moved = self.total / self.share.clamp(min=least)[:, None]
+            self.codebook.copy_(torch.where(self.share[:, None] > least, moved, self.codebook))
 
     def _sites(self, features: Tensor) -> Tensor:
         """(B, S, C), the vectors of every site."""
