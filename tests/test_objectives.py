@@ -26,6 +26,7 @@ from vaelab.divergences import (
     normal_dimensions,
     permute_dimensions,
     resample,
+    scale_gradient,
     similarity,
     squared_distances,
 )
@@ -326,6 +327,15 @@ def test_balanced_kl_has_the_elbos_value_and_shared_out_gradients():
         terms = zip(gradient(distortion, parameters), gradient(rate, parameters), strict=True)
         expected = [of_distortion * a + of_rate * b for a, b in terms]
         torch.testing.assert_close(gradient(found["model"], parameters), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_gradient_leaves_the_numbers_as_they_are():
+    """To the last bit, also where the factor is large: at a balance of 0.01 that of latents is 99."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    scaled = scale_gradient(x, 99.0)
+    assert torch.equal(scaled, x)
+    (grad,) = torch.autograd.grad(scaled.sum(), x)
+    assert torch.equal(grad, torch.full_like(x, 99.0))
 
 
 # --- the aggregate posterior ----------------------------------------------------------------------------------------

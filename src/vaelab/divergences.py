@@ -96,7 +96,8 @@ def _dimensions(q: Distribution) -> Distribution | None:
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The same numbers; what flows back through them is multiplied by ``factor``."""
-    return factor * x + ((1 - factor) * x).detach()
+    # A sum of parts, factor x + (1 - factor) x, would lose digits where they cancel.
+    return x.detach() + factor * (x - x.detach())
 
 
 # --- the aggregate posterior ----------------------------------------------------------------------------------------
