@@ -95,7 +95,7 @@ REFUSED = {
     "dip": NOT_PRODUCTS,
     "mmd": {"mixture", "vamp", "flow"},
     "aae": {"mixture", "vamp", "flow"},
-    "vae-gan": {"pixel-gaussian"},
+    "vae-gan": {"pixel-gaussian", "logistic-mixture", "categorical"},
     "wake-sleep": {"vamp", "planar", "radial", "vq"},
 }
 

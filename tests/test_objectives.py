@@ -631,9 +631,12 @@ def test_vae_gan_leaves_a_learned_sigma_to_the_likelihood():
     assert len(everyone) == len(set(everyone)) == len([*model.parameters(), *networks.parameters()])
 
 
-def test_vae_gan_refuses_sigmas_that_no_image_shows():
-    model = vae(likelihood=specs.PixelGaussian())
-    with pytest.raises(UsageError, match="sigmas of --likelihood pixel-gaussian are not learned"):
+@pytest.mark.parametrize(
+    "likelihood", [specs.PixelGaussian(), specs.LogisticMixture(2), specs.Categorical256()], ids=str
+)
+def test_vae_gan_refuses_what_no_mean_image_shows(likelihood):
+    model = vae(likelihood=likelihood)
+    with pytest.raises(UsageError, match=f"the decoder of --likelihood {likelihood.word} learns more"):
         objectives.VAEGAN().groups(model, objectives.VAEGAN().networks(model))
 
 

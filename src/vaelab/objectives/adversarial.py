@@ -18,7 +18,6 @@ from vaelab.objectives.objective import (
     Parts,
     coding_parameters,
     common_parts,
-    likelihood_word,
     means_of,
     require_fixed_prior,
 )  # fmt: skip
@@ -220,9 +219,10 @@ class VAEGAN(Objective):
 
     def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and prior; decoder; critic; the likelihood's own parameters, if it has any."""
-        if likelihood_word(model) == "pixel-gaussian":
-            raise UsageError("--objective vae-gan compares mean images, by which the sigmas of --likelihood "
-                             "pixel-gaussian are not learned: take --likelihood gaussian")  # fmt: skip
+        likelihood = cast(Any, model).likelihood_head
+        if likelihood.params_per_channel > 1:
+            raise UsageError("--objective vae-gan compares mean images, and the decoder of --likelihood "
+                             f"{likelihood.spec.word} learns more than these: take --likelihood gaussian")  # fmt: skip
         named = dict(model.named_parameters())
 
         def those(*parts: str) -> list[Parameter]:
