@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.nn import ModuleDict
 
 from vaelab import specs
 from vaelab.divergences import log_mean_exp
 from vaelab.errors import UsageError
-from vaelab.models import VAE
+from vaelab.models import VAE, Batch
+from vaelab.objectives import ELBO, elbo_terms, sum_parts
 from vaelab.priors import NormalMixture, StandardNormal
-from vaelab.runtime import StepNoise
+from vaelab.runtime import RowNoise, StepNoise
 
 SHAPE = (1, 8, 8)
 
@@ -139,6 +141,22 @@ def test_an_evaluation_makes_the_prior_once_and_forgets_it():
         assert len(calls) == 1
     assert model.prior() is not model.prior()
     hook.remove()
+
+
+@pytest.mark.parametrize("score", ["sum_parts", "elbo_terms"])
+def test_the_terms_of_a_data_set_are_of_one_prior(score):
+    """Pseudo-inputs are encoded once, not again for every batch."""
+    model, x = vae(specs.VampPrior(5)).eval(), torch.rand(6, *SHAPE)
+    batches = [(Batch(x[i : i + 2]), RowNoise(0, i)) for i in (0, 2, 4)]
+    calls = []
+    hook = model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    if score == "elbo_terms":
+        elbo_terms(model, batches)
+    else:
+        zeros = dict.fromkeys(("distortion", "rate", "penalty"), torch.zeros(()))
+        sum_parts(ELBO(), model, ModuleDict(), batches, zeros)
+    hook.remove()
+    assert len(calls) == 3 + 1
 
 
 def test_latents_of_another_space_are_refused_with_the_remedy(monkeypatch):

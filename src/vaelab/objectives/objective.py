@@ -156,7 +156,7 @@ def sum_parts(
     import torch
 
     sums = dict(sums)
-    with torch.no_grad():
+    with torch.no_grad(), model.fixed_prior():
         for batch, noise in batches:
             for name, part in objective.parts(model, networks, batch, noise).items():
                 sums[name] = sums[name] + part.to(sums[name].device).double().sum(0)
@@ -197,7 +197,7 @@ def terms_as_defined(
     distortions: list[NDArray[np.float64]] = []
     rates: list[NDArray[np.float64]] = []
     undefined = False
-    with torch.no_grad():
+    with torch.no_grad(), model.fixed_prior():
         for batch, noise in batches:
             draw = model.draw(batch.x, num_samples=num_samples, noise=noise)
             distortions.append((-draw.log_px).mean(0).cpu().double().numpy())
