@@ -72,8 +72,9 @@ class BernoulliImage(Independent):  # pyright: ignore[reportMissingTypeArgument]
 class _BernoulliLogProb(torch.autograd.Function):
     r""":math:`\sum_i x_i a_i - \log(1 + e^{a_i})` over an image; its derivative by a is :math:`x - \sigma(a)`.
 
-    The same as torch's binary cross-entropy from logits, in half the passes over the pixels and an eighth of the
-    logarithms: these are a fifth of a training step of a small network, and half of an importance-sampled likelihood.
+    The same as torch's binary cross-entropy from logits, in half the passes over the pixels and with one logarithm for
+    up to 64 of them: one of each takes a fifth of a training step of a small network, and half of an importance-sampled
+    likelihood.
     """
 
     @staticmethod
