@@ -257,7 +257,7 @@ _POSITIVE = {"epochs", "batch_size", "latent_dim", "patience", "threads", "save_
              "clip_norm", "sigma", "cycle_epochs", "lr_patience", "validation_size", "test_size",
              "image_size", "num_transforms", "grid", "num_codes", "code_dim", "sites", "classes", "temperature",
              "residual_channels", "scale", "min_sigma", "num_components", "num_samples", "num_bounds",
-             "warm_samples", "warm_epochs", "backward_samples", "balance"}  # fmt: skip
+             "warm_samples", "warm_epochs", "backward_samples", "balance", "rate_weight"}  # fmt: skip
 _FRACTION = {"augment_prob", "balance"}
 _BELOW_ONE = {"ema_decay", "dropout", "lr_factor", "adam_betas", "codebook_decay", "restart_below"}
 
