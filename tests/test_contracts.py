@@ -335,13 +335,6 @@ def test_images_that_are_too_small_are_refused(side):
             encoder.build((1, *side))
 
 
-def test_bernoulli_is_no_density_on_grey_pixels():
-    bernoulli, gaussian = specs.Bernoulli().build(1), specs.Gaussian().build(1)
-    assert bernoulli.is_density(binary_data=True)
-    assert not bernoulli.is_density(binary_data=False)
-    assert gaussian.is_density(binary_data=False)
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(28, 28), (15, 9), (8, 21)])
 @pytest.mark.parametrize("bias", [True, False])
