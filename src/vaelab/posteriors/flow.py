@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vaelab import specs
 from vaelab.distribution import Unchecked
-from vaelab.flows import Conditioned, Flow, MaskedFlow, Planar, Radial
+from vaelab.flows import Conditioned, Flow, MaskedFlow, OneWay, Planar, Radial
 from vaelab.posteriors.normal import NormalPosterior
 from vaelab.posteriors.posterior import Head, LogDensity
 from vaelab.runtime import Noise
@@ -75,7 +75,7 @@ class FlowPosterior(Unchecked):
         z, log_det = self.flow(z0)
         if not stop:
             return z, lambda: log_base() - log_det
-        if isinstance(self.flow, Planar | Radial):
+        if isinstance(self.flow, OneWay):
             kind = type(self.flow).__name__.lower()
             raise TypeError(
                 f"a gradient through the samples alone needs q's density at a given z, and a {kind} flow has no "
