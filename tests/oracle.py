@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaelab import specs
 from vaelab.data.datasets import Dataset, Split
+from vaelab.likelihoods import Likelihood
 from vaelab.models import VAE
 from vaelab.specs import Spec
 
@@ -28,19 +28,11 @@ class LinearGaussian(Spec):
     sigma: float = 0.5
 
 
-class LinearGaussianLikelihood(nn.Module):
-    params_per_channel = 1
+class LinearGaussianLikelihood(Likelihood):
     support = "real"
-
-    def __init__(self, spec, channels):
-        super().__init__()
-        self.spec = spec
 
     def forward(self, params):
         return Independent(Normal(params, self.spec.sigma, validate_args=False), 3, validate_args=False)
-
-    def is_density(self, *, binary_data):
-        return True
 
 
 def linear_vae(latent_dim: int, sigma: float = 0.5, seed: int = 0) -> VAE:

@@ -44,6 +44,10 @@ def test_every_recipe_survives_json(name):
             "--balance 3.0: must be between 0 and 1",
         ),
         (lambda c: c.update(objective={"kind": "IWAE", "num_samples": 0}), "--num-samples 0: must be greater than 0"),
+        (
+            lambda c: c.update(objective={"kind": "MMD", "rate_weight": 0.0}),
+            "--rate-weight 0.0: must be greater than 0",
+        ),
     ],
 )
 def test_strict_keys(change, message):

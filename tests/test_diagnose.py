@@ -99,6 +99,14 @@ def test_an_autoencoder_is_told_to_fit_a_prior_and_of_no_hole():
     assert "--beta" not in found.remedy, "the objective has no such setting"
 
 
+def test_annealing_is_advised_where_the_objective_has_it(digits):
+    collapsed = replace(HEALTHY, **ILL["posterior collapse"])
+    assert "--kl-warmup-epochs" in diagnose(collapsed)[0].remedy
+    assert diagnose(replace(collapsed, can_anneal=False))[0].remedy.endswith("--objective elbo can anneal it")
+    for rule, can in ((objectives.ELBO(), True), (objectives.IWAE(), False), (objectives.BetaTC(), False)):
+        assert doctor.examine(replace(recipe("mlp"), objective=rule), None, digits, []).can_anneal is can
+
+
 @pytest.mark.parametrize(
     ("changes", "held"), [({}, False), ({"prior": specs.Mixture(3)}, True), ({"objective": objectives.AAE()}, True)]
 )

@@ -24,7 +24,7 @@ from vaelab.models import VAE, Batch
 from vaelab.objectives import IWAE, RAE, elbo_terms
 from vaelab.posteriors.codes import nearest
 from vaelab.recipes import recipe
-from vaelab.runtime import RowNoise, StepNoise
+from vaelab.runtime import RowNoise, StepNoise, denormals_flushed
 from vaelab.stepping import CompiledStep
 from vaelab.trainer import Trainer
 
@@ -145,6 +145,17 @@ def test_the_codebook_follows_moving_averages_over_two_steps():
             sums[k] = 0.7 * sums[k] + 0.3 * mine.sum(0)
         codebook = (sums / counts[:, None]).detach()
         torch.testing.assert_close(head.codebook, codebook, rtol=1e-4, atol=1e-5)
+
+
+def test_a_code_that_is_never_seen_again_keeps_its_place():
+    """Where none is restarted, also after its averages have come to what a processor takes for 0."""
+    torch.manual_seed(0)
+    head = specs.VectorQuantized((2, 3), 7, 4, codebook_decay=0.9, restart_below=0.0).build(30)
+    codebook = head.codebook.clone()
+    with denormals_flushed():
+        for _ in range(1000):
+            head.move(Team())
+    torch.testing.assert_close(head.codebook, codebook, rtol=1e-3, atol=1e-3)
 
 
 def test_only_training_shows_the_codebook_anything(head):

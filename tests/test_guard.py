@@ -97,9 +97,9 @@ def test_the_doctor_still_names_a_density_on_binary_pixels():
 @pytest.mark.parametrize(("protocol", "binary"), [("grey", False), ("threshold", True)])
 @pytest.mark.parametrize("spec", ALL, ids=str)
 def test_is_density_says_of_which_data(spec, protocol, binary):
-    part = spec.build(1)
-    expected = {"binary": binary, "bytes": True, "unit": not binary, "real": not binary}[part.support]
-    assert part.is_density(binary_data=binary) is expected
+    model = build_model(override(TINY, likelihood=spec), GREY)
+    expected = {"binary": binary, "bytes": True, "unit": not binary, "real": not binary}[model.likelihood_head.support]
+    assert model.is_density(binary_data=binary) is expected
 
 
 @pytest.mark.parametrize(

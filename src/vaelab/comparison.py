@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, final
+from typing import Any, Literal, TypeVar, final
 
 from vaelab import __version__
 from vaelab.checkpoint import read_json
@@ -20,7 +20,6 @@ from vaelab.config import Run, flat, slots_with_choice
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
-from vaelab.likelihoods import Likelihood
 from vaelab.loading import load_model
 from vaelab.measure import FORMAT
 from vaelab.models import VAE
@@ -75,7 +74,7 @@ class Measured:
     @property
     def is_real(self) -> bool:
         """Whether p(x|z) is a density over real-valued pixels: its nats are not those of a probability."""
-        return cast(Likelihood, self.model.likelihood_head).support in ("real", "unit")
+        return self.model.likelihood_head.support in ("real", "unit")
 
     def about(self) -> dict[str, Any]:
         """What a reader must know of a run before its numbers; seconds are of training, validation included."""

@@ -70,6 +70,7 @@ class Symptoms:
         two_sample: accuracy of telling q(z) from p(z), and its standard error.
         prior_held: codes were led to the prior, or it was fitted to them afterwards.
         can_weigh: the objective has a ``--beta`` that could be raised.
+        can_anneal: it has a ``--kl-warmup-epochs``.
         annealed_train, annealed_validation: -log p(x) of some images by annealing, where the -ELBO differs.
     """
 
@@ -88,6 +89,7 @@ class Symptoms:
     two_sample: tuple[float, float] | None = None
     prior_held: bool = True
     can_weigh: bool = True
+    can_anneal: bool = True
     annealed_train: NDArray[np.float64] | None = None
     annealed_validation: NDArray[np.float64] | None = None
 
@@ -115,6 +117,7 @@ def examine(
     """
     x = data.train.rows(slice(max(images, 1))).x.double()
     likelihood = likelihood_of(run, data.shape).build(data.shape[0]) if model is None else model.likelihood_head
+    flags = {field.name for field in fields(run.objective)}
     symptoms = Symptoms(
         beta=run.objective.beta,
         history=history,
@@ -125,7 +128,8 @@ def examine(
         support=likelihood.support,
         train_size=len(data.train),
         prior_held=run.objective.holds_a_prior or not isinstance(run.prior, specs.StandardNormal),
-        can_weigh=any(field.name == "beta" for field in fields(run.objective)),
+        can_weigh="beta" in flags,
+        can_anneal="kl_warmup_epochs" in flags,
     )
     if model is None:
         return symptoms
@@ -247,7 +251,8 @@ def _collapse(s: Symptoms) -> Finding | None:
     active, total = int((s.rate > USED).sum()), len(s.rate)
     evidence = f"{active} of {total} dimensions are in use, rate {s.rate.sum():.2f} nats, beta {s.beta:g}"
     if active == 0:
-        remedy = "anneal it (--kl-warmup-epochs 10)" if s.beta <= 1 else "lower --beta, to 1 at most"
+        anneal = "anneal it (--kl-warmup-epochs 10)" if s.can_anneal else "--objective elbo can anneal it"
+        remedy = anneal if s.beta <= 1 else "lower --beta, to 1 at most"
         return Finding("posterior collapse", "illness", evidence, f"the KL outweighs what z is worth: {remedy}")
     if active < 0.5 * total and s.beta > 1:
         return Finding("collapsed dimensions", "illness", evidence, "lower --beta: at 1 more dimensions are worth it")

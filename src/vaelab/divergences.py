@@ -84,28 +84,18 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
 
 def kl_of_dimensions(q: Distribution, p: Distribution) -> Tensor | None:
     """The divergence of each dimension, (B, D) in nats, where both are products over dimensions; else None."""
-    of_q, of_p = _dimensions(q), _dimensions(p)
-    return None if of_q is None or of_p is None else analytic_kl(of_q, of_p)
-
-
-def _dimensions(q: Distribution) -> Distribution | None:
-    """The distribution of each dimension, where q is their product; else None."""
-    base: Distribution | None = cast(Any, q).base_dist if isinstance(q, Independent) else None
-    return base if base is not None and not base.event_shape else None
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        return analytic_kl(cast(Any, q).base_dist, cast(Any, p).base_dist)
+    return None
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The same numbers; what flows back through them is multiplied by ``factor``."""
-    return factor * x + ((1 - factor) * x).detach()
+    # A sum of parts, factor x + (1 - factor) x, would lose digits where they cancel.
+    return x.detach() + factor * (x - x.detach())
 
 
 # --- the aggregate posterior ----------------------------------------------------------------------------------------
-
-
-def normal_dimensions(q: Distribution) -> Normal | None:
-    """The normal distribution of each dimension, of batch shape (B, D), where q is their product; else None."""
-    base = _dimensions(q)
-    return base if isinstance(base, Normal) else None
 
 
 def aggregate_log_prob(

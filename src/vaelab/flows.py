@@ -9,15 +9,16 @@ Shapes: B batch, D latent dimensions, T transforms, H numbers of context; leadin
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, Protocol, cast, final, runtime_checkable
+from typing import Any, Literal, Protocol, Self, cast, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
@@ -48,9 +49,29 @@ class Flow(Protocol):
 # --- flows whose parameters an encoder emits ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class OneWay(ABC):
+    """A flow whose inverse has no closed form; its fields are its parameters, of each example."""
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The image of z, and the log-determinant there."""
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Unknown."""
+        kind = type(self).__name__.lower()
+        raise NotImplementedError(
+            f"a {kind} flow has no inverse in closed form, and so no density where it did not sample"
+        )
+
+    def held(self) -> Self:
+        """The same map with its parameters held constant."""
+        return replace(self, **{name: parameter.detach() for name, parameter in vars(self).items()})
+
+
 @final
 @dataclass(frozen=True)
-class Planar:
+class Planar(OneWay):
     r"""T planar transforms, :math:`f(z) = z + \hat u \tanh(w^T z + b)`, each with parameters of each example.
 
     They are invertible where :math:`w^T \hat u > -1`, for which u is moved along w: :math:`\hat u = u + (m(w^T u) - w^T
@@ -87,20 +108,10 @@ class Planar:
             z = z + u * bend[..., None]
         return z, log_det
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Unknown."""
-        raise NotImplementedError(
-            "a planar flow has no inverse in closed form, and so no density where it did not sample"
-        )
-
-    def held(self) -> Planar:
-        """The same map with its parameters held constant."""
-        return Planar(self.u.detach(), self.w.detach(), self.b.detach())
-
 
 @final
 @dataclass(frozen=True)
-class Radial:
+class Radial(OneWay):
     r"""T radial transforms, :math:`f(z) = z + \beta (z - c) / (\alpha + r)` with :math:`r = \|z - c\|`.
 
     Each draws latents towards a centre c of each example, or pushes them away. They are invertible where :math:`\beta >
@@ -133,16 +144,6 @@ class Radial:
             log_det = log_det + (z.shape[-1] - 1) * torch.log(stretch) + torch.log(radial)
             z = centre + away * stretch[..., None]
         return z, log_det
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Unknown."""
-        raise NotImplementedError(
-            "a radial flow has no inverse in closed form, and so no density where it did not sample"
-        )
-
-    def held(self) -> Radial:
-        """The same map with its parameters held constant."""
-        return Radial(self.centre.detach(), self.log_alpha.detach(), self.b.detach())
 
 
 # --- flows that are networks ----------------------------------------------------------------------------------------
@@ -199,14 +200,14 @@ class MaskedFlow(nn.Module):
             inverse: map back.
         """
         with torch.autocast(z.device.type, enabled=False):
-            steps = [cast(Transform, step(context)) for step in self.steps]
             log_det = z.new_zeros(())
-            for step in reversed(steps) if inverse else steps:
+            for step in reversed(self.steps) if inverse else self.steps:
+                transform = step(context)
                 if inverse:
-                    image, z = z, cast(Any, step).inv(z)
-                    log_det = log_det + step.log_abs_det_jacobian(z, image)
+                    image, z = z, transform.inv(z)
+                    log_det = log_det + transform.log_abs_det_jacobian(z, image)
                 else:
-                    z, one = cast(Any, step).call_and_ladj(z)
+                    z, one = transform.call_and_ladj(z)
                     log_det = log_det + one
             return z, log_det
 

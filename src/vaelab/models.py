@@ -5,11 +5,11 @@ Shapes: K samples, B batch, C H W image, D latent dimensions, L latent layers (1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast, final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,6 @@ from torch.distributions import Distribution
 from vaelab.divergences import analytic_kl
 from vaelab.errors import UsageError
 from vaelab.likelihoods import Likelihood
-from vaelab.networks import Decoder, Encoder
 from vaelab.posteriors import Head, LogDensity, Posterior, Space
 from vaelab.priors import Prior
 from vaelab.runtime import Noise
@@ -105,40 +104,6 @@ class Draw:
         return self.log_qz
 
 
-class LatentVariableModel(Protocol):
-    """All that objectives, evaluation, figures and export see of a model."""
-
-    shape: Shape
-    latent_dim: int
-
-    @property
-    def space(self) -> Space:
-        """Where latents lie."""
-        ...
-
-    def center(self, x: Tensor) -> Tensor:
-        """The latent (B, D) that stands for each image in pictures."""
-        ...
-
-    def draw(
-        self, x: Tensor, y: Tensor | None = None, num_samples: int = 1, *, noise: Noise, stop_qz: bool = False
-    ) -> Draw:
-        """K joint samples of (x, z) with z from the posterior."""
-        ...
-
-    def prior(self, y: Tensor | None = None) -> Distribution:
-        """p(z)."""
-        ...
-
-    def posterior(self, x: Tensor, y: Tensor | None = None) -> Distribution:
-        """q(z|x)."""
-        ...
-
-    def likelihood(self, z: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z)."""
-        ...
-
-
 @final
 class VAE(nn.Module):
     r"""A variational autoencoder: :math:`p(x, z) = p(z)\, p(x|z)` with an amortised posterior :math:`q(z|x)`.
@@ -168,11 +133,11 @@ class VAE(nn.Module):
         self.shape = shape
         self._fixed_prior: Distribution | None = None
         self.encoder = encoder.build(shape)
-        self.posterior_head = posterior.build(self.encoder.out_features)
-        self.latent_dim: int = self.posterior_head.latent_dim
-        self.prior_part = prior.build(self.posterior_head, shape)
+        self.posterior_head: Head[Any] = posterior.build(self.encoder.out_features)
+        self.latent_dim = self.posterior_head.latent_dim
+        self.prior_part: Prior[Any] = prior.build(self.posterior_head, shape)
         _require_same_space(posterior, self.posterior_head, prior, self.prior_part)
-        self.likelihood_head = likelihood.build(shape[0])
+        self.likelihood_head: Likelihood[Any] = likelihood.build(shape[0])
         out_shape = (shape[0] * self.likelihood_head.params_per_channel, *shape[1:])
         self.decoder = decoder.build(self.latent_dim, out_shape)
 
@@ -201,7 +166,7 @@ class VAE(nn.Module):
         if self._fixed_prior is not None:
             return self._fixed_prior
         codebook = getattr(self.posterior_head, "codebook", None)
-        return cast(Callable[..., Distribution], self.prior_part)(encode=self.posterior, codebook=codebook)
+        return self.prior_part(encode=self.posterior, codebook=codebook)
 
     @contextmanager
     def fixed_prior(self) -> Generator[None]:
@@ -216,14 +181,13 @@ class VAE(nn.Module):
     def posterior(self, x: Float[Tensor, "B C H W"], y: Tensor | None = None) -> Distribution:
         """q(z|x), of batch shape (B,) and event shape (D,). Ask it for ``mean`` or ``rsample(...)`` by name."""
         _refuse_labels(y)
-        features = cast(Encoder, self.encoder)(x)
-        return cast(Callable[[Tensor], Distribution], self.posterior_head)(features)
+        return self.posterior_head(self.encoder(x))
 
     def likelihood(self, z: Float[Tensor, "*leading D"], y: Tensor | None = None) -> Distribution:
         """p(x|z), of event shape (C, H, W), for latents with any leading dimensions; ``mean`` is the image."""
         _refuse_labels(y)
-        params = cast(Decoder, self.decoder)(z.reshape(-1, z.shape[-1]))
-        return cast(Likelihood, self.likelihood_head)(params.reshape(*z.shape[:-1], *params.shape[1:]))
+        params: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        return self.likelihood_head(params.reshape(*z.shape[:-1], *params.shape[1:]))
 
     def center(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The latent that stands for each image in pictures: a normal's mean, a code, a direction."""
@@ -240,17 +204,21 @@ class VAE(nn.Module):
         """Score images under latents: log p(x|z) in nats, the work of a draw (see ``compiling.compiled_log_px``)."""
         return self.likelihood(z, y).log_prob(x)
 
-    @property
-    def is_density(self) -> Callable[..., bool]:
-        """The likelihood's ``is_density(binary_data=...)``: whether log p(x|z) is that of a normalised distribution."""
-        return cast(Likelihood, self.likelihood_head).is_density
+    def is_density(self, *, binary_data: bool) -> bool:
+        """Whether log p(x|z) of such data is that of a normalised mass, or of a density that cannot diverge.
+
+        A Bernoulli is that on binary data alone; a density on all others, as it can grow without bound where pixels are
+        0 or 1; a mass over 256 levels on both.
+        """
+        support = self.likelihood_head.support
+        return support == "bytes" or (support == "binary") == binary_data
 
     def num_parameters(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters())
 
 
-def _require_same_space(posterior: Spec, head: Head, prior: Spec, part: Prior) -> None:
+def _require_same_space(posterior: Spec, head: Head[Any], prior: Spec, part: Prior[Any]) -> None:
     if head.space != part.space:
         raise UsageError(
             f"--posterior {posterior.word} has latents in {SPACES[head.space]}, and --prior {prior.word} is over "

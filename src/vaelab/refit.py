@@ -33,7 +33,7 @@ from vaelab.evaluate.estimate import evaluating
 from vaelab.folder import FORMAT, RunFolder
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.priors import FlowPrior, MixturePrior, TwoStage
+from vaelab.priors import FlowPrior, MixturePrior, Prior, TwoStage
 from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator
 from vaelab.specs import Spec
 
@@ -163,7 +163,7 @@ def _score(model: VAE, codes: Tensor) -> tuple[NDArray[np.float64], str]:
 # --- fitting --------------------------------------------------------------------------------------------------------
 
 
-def _fit(part: nn.Module, codes: Tensor, how: Fitting) -> int | None:
+def _fit(part: Prior[Any], codes: Tensor, how: Fitting) -> int | None:
     """Fit a prior to codes; returns the epochs that a training took."""
     loc, scale = codes.mean(0), codes.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)  # of a dimension that is the same for all
@@ -175,7 +175,7 @@ def _fit(part: nn.Module, codes: Tensor, how: Fitting) -> int | None:
     if isinstance(part, FlowPrior):
         part.start_at(loc, scale)
         return _train(part, lambda z, noise: part().log_prob(z), codes, how)
-    raise UsageError(f"--prior {cast(Spec, part.spec).word} is not fitted to codes: choose mixture, flow or two-stage")
+    raise UsageError(f"--prior {part.spec.word} is not fitted to codes: choose mixture, flow or two-stage")
 
 
 def _fit_mixture(part: MixturePrior, codes: Tensor, loc: Tensor, scale: Tensor, seed: int) -> None:

@@ -80,4 +80,4 @@ def codebook_usage(model: VAE, data: Dataset, split: str = "test") -> Usage:
             if not isinstance(qz, CodePosterior):
                 raise TypeError(f"the use of a codebook is undefined for this model: {type(qz).__name__} has none")
             found.append(qz.codes.cpu().numpy())
-    return Usage(np.concatenate(found), len(model.posterior_head.codebook))
+    return Usage(np.concatenate(found), model.posterior_head.spec.num_codes)

@@ -13,12 +13,12 @@ import math
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
 from vaelab import specs
-from vaelab.likelihoods.likelihood import Pixels, Support, by_channel
+from vaelab.likelihoods.likelihood import Likelihood, Pixels, Support, by_channel
 from vaelab.likelihoods.real import learned_or_fixed
 from vaelab.likelihoods.unit import logit_of_mean
 
@@ -28,29 +28,23 @@ MIN_LOG_SCALE = -7 - math.log(2)
 
 
 @final
-class DiscretizedLogistic(nn.Module):
+class DiscretizedLogistic(Likelihood[specs.DiscretizedLogistic]):
     r"""Independent 8-bit pixels: the mass that a logistic distribution has in the bin around each level.
 
     :math:`P(v) = \sigma(\frac{x + \delta - \mu}{s}) - \sigma(\frac{x - \delta - \mu}{s})` with :math:`x = v/255`,
     :math:`\delta = 1/510`; the bin of 0 is open below, that of 255 above. The network gives :math:`2\mu - 1` (pixels
     scaled to [-1, 1]); one scale s serves all pixels.
 
-    Args:
-        spec: the configuration.
-        channels: C.
-
     Reference:
         Kingma et al. (2016), Improved Variational Inference with Inverse Autoregressive Flow (the likelihood of their
         natural images, appendix). https://arxiv.org/abs/1606.04934
     """
 
-    params_per_channel = 1
     support: Support = "bytes"
     log_scale: Tensor
 
     def __init__(self, spec: specs.DiscretizedLogistic, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, channels)
         learned_or_fixed(self, "log_scale", math.log(spec.scale), learn=spec.learn_scale)
 
     def forward(self, params: Tensor) -> Distribution:
@@ -62,21 +56,13 @@ class DiscretizedLogistic(nn.Module):
         """Locations at this mean."""
         return 2 * mean - 1
 
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True: a mass over 256 levels, of which binary data use two."""
-        return True
-
 
 @final
-class LogisticMixture(nn.Module):
+class LogisticMixture(Likelihood[specs.LogisticMixture]):
     r"""Independent 8-bit channels, each a mixture of M discretized logistics: :math:`\sum_m \pi_m P(v; \mu_m, s_m)`.
 
     For each channel of each pixel the network gives M logits of the weights, M locations (as :math:`2\mu - 1`) and M
     log-scales, which a softplus keeps above :math:`e^{-7}` of pixels scaled to [-1, 1].
-
-    Args:
-        spec: the configuration.
-        channels: C.
 
     Note:
         PixelCNN++ shares the weights among a pixel's channels and lets red shift green, and both blue; here channels
@@ -89,8 +75,7 @@ class LogisticMixture(nn.Module):
     support: Support = "bytes"
 
     def __init__(self, spec: specs.LogisticMixture, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, channels)
         self.params_per_channel = 3 * spec.num_components
 
     def forward(self, params: Tensor) -> Distribution:
@@ -106,20 +91,12 @@ class LogisticMixture(nn.Module):
         loc = (2 * mean - 1).expand(self.spec.num_components, *mean.shape).flatten(0, 1)
         return torch.cat([torch.zeros_like(loc), loc, torch.full_like(loc, math.log(0.2))])
 
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True: a mass over 256 levels, of which binary data use two."""
-        return True
-
 
 @final
-class Categorical256(nn.Module):
+class Categorical256(Likelihood[specs.Categorical256]):
     r"""Independent 8-bit channels with a probability for each level: :math:`P(v) = e^{a_v} / \sum_u e^{a_u}`.
 
     Levels know nothing of their neighbours, and there are 256 parameters a channel: the most flexible, and the dearest.
-
-    Args:
-        spec: the configuration (it has no fields).
-        channels: C.
 
     Reference:
         van den Oord, Kalchbrenner & Kavukcuoglu (2016), Pixel Recurrent Neural Networks.
@@ -129,10 +106,6 @@ class Categorical256(nn.Module):
     params_per_channel = 256
     support: Support = "bytes"
 
-    def __init__(self, spec: specs.Categorical256, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
-
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
         return CategoricalImage(by_channel(params, self.params_per_channel))
@@ -140,10 +113,6 @@ class Categorical256(nn.Module):
     def start(self, mean: Tensor) -> Tensor:
         """Logits linear in the level, of the slope that gives about this mean."""
         return (logit_of_mean(mean) * _levels(mean)).flatten(0, 1)
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True: a mass over 256 levels, of which binary data use two."""
-        return True
 
 
 @final
@@ -159,13 +128,11 @@ class LogisticMixtureImage(Pixels):
         loc, log_scale: (*leading, M, C, H, W), for pixels in [0, 1].
     """
 
-    def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
-        super().__init__(logits, loc, log_scale, own=4)
-        self.log_weights, self.loc, self.log_scale = logits.log_softmax(-4), loc, log_scale
+    own = 4
 
-    def remade(self, *parameters: Tensor) -> LogisticMixtureImage:
-        """The distribution of other parameters."""
-        return LogisticMixtureImage(*parameters)
+    def __init__(self, logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+        super().__init__(logits, loc, log_scale)
+        self.log_weights, self.loc, self.log_scale = logits.log_softmax(-4), loc, log_scale
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         """Log-masses (*leading, C, H, W) of the nearest levels, in nats."""
@@ -188,7 +155,8 @@ class LogisticMixtureImage(Pixels):
         :math:`\zeta` the softplus. The mean over levels is this integral's midpoint rule of 255 steps: the two differ
         by at most half a level (1/510), and by less than 1/20,000 where s is a level or more.
         """
-        scale, u, width = self.log_scale.exp(), self.loc * torch.exp(-self.log_scale), torch.exp(-self.log_scale)
+        width = torch.exp(-self.log_scale)
+        scale, u = self.log_scale.exp(), self.loc * width
         # The difference of two softplus loses all digits under a wide logistic; the other form does under a narrow one.
         narrow = scale * (softplus(u) - softplus(u - width))
         wide = -scale * torch.log1p(torch.sigmoid(u) * torch.expm1(-width.clamp(max=1)))
@@ -209,13 +177,11 @@ class LogisticMixtureImage(Pixels):
 class CategoricalImage(Pixels):
     """The distribution of an image of 8-bit pixels, from a logit for each level (*leading, V, C, H, W)."""
 
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__(logits, own=4)
-        self.logits = logits
+    own = 4
 
-    def remade(self, *parameters: Tensor) -> CategoricalImage:
-        """The distribution of other logits."""
-        return CategoricalImage(*parameters)
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits)
+        self.logits = logits
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         """Log-masses (*leading, C, H, W) of the nearest levels, in nats."""

@@ -9,41 +9,41 @@ Shapes: C H W image, P parameters per channel; leading dimensions are free.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Generic, Literal, Self
 
 import torch
-from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vaelab.distribution import Unchecked
-from vaelab.specs import Spec
+from vaelab.specs.spec import SpecT
 
 # Pixels in {0, 1}; reals in [0, 1]; the 256 levels v/255; reals.
 Support = Literal["binary", "unit", "bytes", "real"]
 
 
-class Likelihood(Protocol):
-    """What a VAE needs of a likelihood."""
+class Likelihood(nn.Module, ABC, Generic[SpecT]):
+    """The module that makes the distribution of an image of what a decoder gives.
 
-    params_per_channel: int
+    Args:
+        spec: the configuration.
+        channels: C.
+    """
+
+    params_per_channel: int = 1
     support: Support
 
-    @property
-    def spec(self) -> Spec:
-        """Its configuration."""
-        ...
+    def __init__(self, spec: SpecT, channels: int) -> None:
+        super().__init__()
+        self.spec = spec
 
-    def __call__(self, params: Tensor) -> Distribution:
+    @abstractmethod
+    def forward(self, params: Tensor) -> Distribution:
         """Map (*leading, P*C, H, W) to a distribution of event shape (C, H, W)."""
-        ...
 
     def start(self, mean: Tensor) -> Tensor:
-        """Parameters (P*C, H, W) whose distribution has about this mean (C, H, W), strictly between 0 and 1."""
-        ...
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """Whether ``log_prob`` of such data is the log of a normalised mass, or of a density that cannot diverge."""
-        ...
+        """Parameters (P*C, H, W) whose distribution has about this mean (C, H, W), strictly between 0 and 1: logits."""
+        return mean.logit()
 
 
 class Pixels(Unchecked, ABC):
@@ -51,22 +51,13 @@ class Pixels(Unchecked, ABC):
 
     Args:
         parameters: tensors of equal leading shape.
-        own: dimensions of one image's parameters: 3, or 4 with P.
     """
 
-    def __init__(self, *parameters: Tensor, own: int) -> None:
-        self._parameters, self._own = parameters, own
-        batch, event = parameters[0].shape[:-own], parameters[0].shape[-3:]
-        super().__init__(batch, event)
+    own: ClassVar[int] = 3  # dimensions of one image's parameters; 4 with P
 
-    @property
-    def support(self) -> constraints.Constraint:
-        """Pixels in [0, 1]."""
-        return constraints.unit_interval
-
-    @abstractmethod
-    def remade(self, *parameters: Tensor) -> Self:
-        """The same distribution of other parameters."""
+    def __init__(self, *parameters: Tensor) -> None:
+        self._parameters = parameters
+        super().__init__(parameters[0].shape[: -self.own], parameters[0].shape[-3:])
 
     @abstractmethod
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
@@ -78,9 +69,8 @@ class Pixels(Unchecked, ABC):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """The same distribution with more leading dimensions."""
-        return self.remade(*(p.expand(*batch_shape, *p.shape[-self._own :]) for p in self._parameters))
+        return type(self)(*(p.expand(*batch_shape, *p.shape[-self.own :]) for p in self._parameters))
 
-    @torch.no_grad()
     def uniform(self, sample_shape: Any) -> Tensor:
         """Uniform numbers strictly between 0 and 1 (*sample_shape, *leading, C, H, W), by torch's global generator."""
         like = self._parameters[0]

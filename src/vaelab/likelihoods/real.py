@@ -17,32 +17,26 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Laplace as TorchLaplace
 
 from vaelab import specs
-from vaelab.likelihoods.likelihood import Support, by_channel
+from vaelab.likelihoods.likelihood import Likelihood, Support, by_channel
 
 
 @final
-class Gaussian(nn.Module):
+class Gaussian(Likelihood[specs.Gaussian]):
     r"""Normal pixels with one sigma: :math:`\log p = -\sum_i [(x_i - m_i)^2 / 2\sigma^2 + \log \sigma \sqrt{2\pi}]`.
 
     The mean is a sigmoid of the decoder's output, as pixels lie in [0, 1]. A learned sigma balances distortion against
     rate by itself, so that no weight on the KL has to be tuned.
-
-    Args:
-        spec: the configuration.
-        channels: C.
 
     Reference:
         Rybkin, Daniilidis & Levine (2021), Simple and Effective VAE Training with Calibrated Decoders, section 3.
         https://arxiv.org/abs/2006.13202
     """
 
-    params_per_channel = 1
     support: Support = "real"
     log_sigma: Tensor
 
     def __init__(self, spec: specs.Gaussian, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, channels)
         learned_or_fixed(self, "log_sigma", math.log(spec.sigma), learn=spec.learn_sigma)
 
     def forward(self, params: Tensor) -> Distribution:
@@ -50,17 +44,9 @@ class Gaussian(nn.Module):
         mean = torch.sigmoid(params.float())
         return Independent(Normal(mean, self.log_sigma.exp(), validate_args=False), 3, validate_args=False)
 
-    def start(self, mean: Tensor) -> Tensor:
-        """The logits of this mean."""
-        return mean.logit()
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True on real-valued pixels (the density may pass 1); on binary ones it can grow without bound."""
-        return not binary_data
-
 
 @final
-class OptimalGaussian(nn.Module):
+class OptimalGaussian(Likelihood[specs.OptimalGaussian]):
     r"""Normal pixels with one sigma, the best one: :math:`\sigma^2` is the mean squared error of the training batch.
 
     In ``train`` mode, ``log_prob`` of images first sets sigma to the root of their mean squared error, over all
@@ -68,10 +54,6 @@ class OptimalGaussian(nn.Module):
     norm does with its running means. Until one was set it is 1. By the envelope theorem nothing is lost without the
     gradient: the profile likelihood :math:`\max_\sigma \log p = -\frac{D}{2} (\log 2\pi e\, \mathrm{MSE})`, a mean over
     images of D numbers, has the same.
-
-    Args:
-        spec: the configuration (it has no fields).
-        channels: C.
 
     Note:
         Sigma stays above 1/1000, a quarter of the step between 8-bit levels, so that a perfect reconstruction has a
@@ -84,26 +66,16 @@ class OptimalGaussian(nn.Module):
         (the optimal sigma-VAE). https://arxiv.org/abs/2006.13202
     """
 
-    params_per_channel = 1
     support: Support = "real"
     log_sigma: Tensor
 
     def __init__(self, spec: specs.OptimalGaussian, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
-        learned_or_fixed(self, "log_sigma", 0.0, learn=False)
+        super().__init__(spec, channels)
+        self.register_buffer("log_sigma", torch.tensor(0.0))
 
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
         return OptimalNormalImage(torch.sigmoid(params.float()), self.log_sigma, fits=self.training)
-
-    def start(self, mean: Tensor) -> Tensor:
-        """The logits of this mean."""
-        return mean.logit()
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True on real-valued pixels; on binary ones sigma can vanish, and the density grow without bound."""
-        return not binary_data
 
 
 @final
@@ -137,16 +109,12 @@ class OptimalNormalImage(Independent):  # pyright: ignore[reportMissingTypeArgum
 
 
 @final
-class PixelGaussian(nn.Module):
+class PixelGaussian(Likelihood[specs.PixelGaussian]):
     r"""Normal pixels, a sigma each: :math:`\log p = -\sum_i [(x_i - m_i)^2 / 2\sigma_i^2 + \log \sigma_i \sqrt{2\pi}]`.
 
     The decoder gives, for each channel of each pixel, the logit of the mean and r, of which
     :math:`\sigma = \sigma_{\min} + e^r`, a soft bound. Without it pixels that hardly vary (a background) would have a
     sigma of 0 and a density without bound; with it, the bound decides what they are worth.
-
-    Args:
-        spec: the configuration.
-        channels: C.
 
     Reference:
         Kingma & Welling (2014), appendix C.2. https://arxiv.org/abs/1312.6114
@@ -155,10 +123,6 @@ class PixelGaussian(nn.Module):
 
     params_per_channel = 2
     support: Support = "real"
-
-    def __init__(self, spec: specs.PixelGaussian, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
 
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
@@ -170,47 +134,29 @@ class PixelGaussian(nn.Module):
         """The logits of this mean, and sigmas of 0.3 above the bound."""
         return torch.cat([mean.logit(), torch.full_like(mean, math.log(0.3))])
 
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True on real-valued pixels; on binary ones every sigma would fall to its bound."""
-        return not binary_data
-
 
 @final
-class Laplace(nn.Module):
+class Laplace(Likelihood[specs.Laplace]):
     r"""Laplace pixels with one scale b: :math:`\log p = -\sum_i [|x_i - m_i| / b + \log 2b]`.
 
     The absolute error, as a likelihood: less is paid for a few pixels that are far off, and edges come out sharper. The
     mean is a sigmoid of the decoder's output, as pixels lie in [0, 1].
 
-    Args:
-        spec: the configuration.
-        channels: C.
-
     Reference:
         Laplace (1774), Mémoire sur la probabilité des causes par les événements (his first law of errors).
     """
 
-    params_per_channel = 1
     support: Support = "real"
     log_scale: Tensor
 
     def __init__(self, spec: specs.Laplace, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, channels)
         learned_or_fixed(self, "log_scale", math.log(spec.scale), learn=spec.learn_scale)
 
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
         mean = torch.sigmoid(params.float())
         return Independent(TorchLaplace(mean, self.log_scale.exp(), validate_args=False), 3, validate_args=False)
-
-    def start(self, mean: Tensor) -> Tensor:
-        """The logits of this mean."""
-        return mean.logit()
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True on real-valued pixels; on binary ones it can grow without bound."""
-        return not binary_data
 
 
 def learned_or_fixed(part: nn.Module, name: str, value: float, *, learn: bool) -> None:

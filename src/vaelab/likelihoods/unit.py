@@ -8,34 +8,25 @@ from __future__ import annotations
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from vaelab import specs
-from vaelab.likelihoods.likelihood import Pixels, Support
+from vaelab.likelihoods.likelihood import Likelihood, Pixels, Support
 
 
 @final
-class ContinuousBernoulli(nn.Module):
+class ContinuousBernoulli(Likelihood[specs.ContinuousBernoulli]):
     r"""Independent pixels in [0, 1], from logits :math:`a`: :math:`p(x|z) = \prod_i e^{a_i x_i} a_i / (e^{a_i} - 1)`.
 
     The Bernoulli's formula divided by its integral over [0, 1]: what a cross-entropy on grey pixels leaves out.
     ``mean`` is the distribution's own, :math:`\frac12 + \frac12 (\coth \frac a2 - \frac 2a)`, not the logit's sigmoid.
 
-    Args:
-        spec: the configuration (it has no fields).
-        channels: C.
-
     Reference:
         Loaiza-Ganem & Cunningham (2019), The continuous Bernoulli. https://arxiv.org/abs/1907.06845
     """
 
-    params_per_channel = 1
     support: Support = "unit"
-
-    def __init__(self, spec: specs.ContinuousBernoulli, channels: int) -> None:
-        super().__init__()
-        self.spec = spec
 
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of an image; ``mean`` is the picture to look at."""
@@ -44,10 +35,6 @@ class ContinuousBernoulli(nn.Module):
     def start(self, mean: Tensor) -> Tensor:
         """The logits of this mean."""
         return logit_of_mean(mean)
-
-    def is_density(self, *, binary_data: bool) -> bool:
-        """True on grey pixels: a density over [0, 1]; on binary pixels it can grow without bound."""
-        return not binary_data
 
 
 @final
@@ -60,12 +47,8 @@ class ContinuousBernoulliImage(Pixels):
     """
 
     def __init__(self, logits: Tensor) -> None:
-        super().__init__(logits, own=3)
+        super().__init__(logits)
         self.logits = logits
-
-    def remade(self, *parameters: Tensor) -> ContinuousBernoulliImage:
-        """The distribution of other logits."""
-        return ContinuousBernoulliImage(*parameters)
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         r"""Log-density :math:`a (x - \frac12) - \log \frac{\sinh (a/2)}{a/2}` of each pixel, in nats."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast, final
+from typing import TYPE_CHECKING, ClassVar, cast, final
 
 from vaelab.errors import UsageError
 from vaelab.objectives.objective import (
+    Group,
+    Loss,
     Losses,
     Objective,
     Parts,
-    coding_parameters,
     common_parts,
-    likelihood_word,
+    encoding_parameters,
     means_of,
     require_fixed_prior,
 )  # fmt: skip
@@ -26,9 +27,9 @@ from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.posteriors import Posterior
     from vaelab.priors import PriorDistribution
     from vaelab.runtime import Noise
@@ -67,15 +68,15 @@ class Factor(Objective):
     gamma: float = option(10.0, "weight on the total correlation of the codes' dimensions")
     critic_dims: tuple[int, ...] = positive((256, 256, 256, 256), "units of each hidden layer of the critic")
 
-    def networks(self, model: LatentVariableModel) -> ModuleDict:
+    def networks(self, model: VAE) -> ModuleDict:
         """The critic of codes."""
         return _critic_of_codes(model.latent_dim, self.critic_dims)
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Model and critic."""
         return {"model": list(model.parameters()), "critic": list(networks.parameters())}
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, rate and penalty; ``tc``, and what the ``critic`` minimises."""
         from vaelab.divergences import permute_dimensions
 
@@ -91,12 +92,9 @@ class Factor(Objective):
         """Distortion + rate + gamma * tc + penalty."""
         return means["distortion"] + means["rate"] + self.gamma * means["tc"] + means["penalty"]
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
-        """Model and critic, of one draw."""
-        means = means_of(self.parts(model, networks, batch, noise))
-        loss = self.loss(means)
-        yield ("model", "critic"), (loss, means["critic"])
-        return self.record(loss, means)
+    def shares(self, loss: Tensor, means: Mapping[str, Tensor]) -> tuple[Group, Loss]:
+        """The critic's is a part of its own."""
+        return ("model", "critic"), (loss, means["critic"])
 
 
 @final
@@ -128,17 +126,17 @@ class AAE(Objective):
     beta = 0.0
     critic_dims: tuple[int, ...] = positive((1000, 1000), "units of each hidden layer of the critic")
 
-    def networks(self, model: LatentVariableModel) -> ModuleDict:
+    def networks(self, model: VAE) -> ModuleDict:
         """The critic of codes."""
         return _critic_of_codes(model.latent_dim, self.critic_dims)
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """The whole model, the critic, and the encoder once more."""
         require_fixed_prior(model, self.word)
-        encoding, _ = coding_parameters(model)
-        return {"autoencoder": list(model.parameters()), "critic": list(networks.parameters()), "encoder": encoding}
+        return {"autoencoder": list(model.parameters()), "critic": list(networks.parameters()),
+                "encoder": encoding_parameters(model)}  # fmt: skip
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion and penalty; ``adversarial``, the encoder's loss, and what the ``critic`` minimises."""
         draw = model.draw(batch.x, noise=noise)
         codes = draw.z[0][0]
@@ -153,7 +151,7 @@ class AAE(Objective):
         """Distortion + the encoder's loss + penalty."""
         return means["distortion"] + means["adversarial"] + means["penalty"]
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+    def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Reconstruction; then critic and encoder, on codes of the encoder as it is by then."""
         draw = model.draw(batch.x, noise=noise)
         means = {"distortion": -draw.log_px.mean(), "penalty": draw.penalty.mean()}
@@ -171,7 +169,7 @@ class AAE(Objective):
 
         return softplus(-networks["critic"](codes).float())
 
-    def _telling(self, model: LatentVariableModel, networks: ModuleDict, codes: Tensor, noise: Noise) -> Tensor:
+    def _telling(self, model: VAE, networks: ModuleDict, codes: Tensor, noise: Noise) -> Tensor:
         wanted = cast("PriorDistribution", model.prior()).rsample_from(noise, len(codes))
         critic = networks["critic"]
         return _telling(critic(wanted.detach()).float(), critic(codes.detach()).float())
@@ -211,32 +209,28 @@ class VAEGAN(Objective):
     terms: ClassVar[tuple[str, ...]] = ("distortion", "rate", "similarity", "decoder", "critic")
     gamma: float = option(1.0, "the decoder's weight on the similarity of features")
 
-    def networks(self, model: LatentVariableModel) -> ModuleDict:
+    def networks(self, model: VAE) -> ModuleDict:
         """The critic of images: features by the encoder's architecture, and the verdict on them."""
         from torch.nn import Linear, ModuleDict
 
-        features = cast(Any, model).encoder.spec.build(model.shape)
+        features = model.encoder.spec.build(model.shape)
         return ModuleDict({"features": features, "verdict": Linear(features.out_features, 1)})
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and prior; decoder; critic; the likelihood's own parameters, if it has any."""
-        if likelihood_word(model) == "pixel-gaussian":
-            raise UsageError("--objective vae-gan compares mean images, by which the sigmas of --likelihood "
-                             "pixel-gaussian are not learned: take --likelihood gaussian")  # fmt: skip
-        named = dict(model.named_parameters())
-
-        def those(*parts: str) -> list[Parameter]:
-            return [parameter for name, parameter in named.items() if name.startswith(parts)]
-
+        if model.likelihood_head.params_per_channel > 1:
+            word = model.likelihood_head.spec.word
+            raise UsageError(f"--objective vae-gan compares mean images, and the decoder of --likelihood {word} learns "
+                             "more than these: take --likelihood gaussian")  # fmt: skip
         groups = {
-            "encoder": those("encoder.", "posterior_head.", "prior_part."),
-            "decoder": those("decoder."),
+            "encoder": [*encoding_parameters(model), *model.prior_part.parameters()],
+            "decoder": list(model.decoder.parameters()),
             "critic": list(networks.parameters()),
-            "likelihood": those("likelihood_head."),
+            "likelihood": list(model.likelihood_head.parameters()),
         }
         return {name: group for name, group in groups.items() if group}
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, rate and penalty; the ``similarity`` S, and what ``decoder`` and ``critic`` minimise."""
         from torch.nn.functional import softplus
 
@@ -258,13 +252,13 @@ class VAEGAN(Objective):
         """Rate + similarity + penalty."""
         return means["rate"] + means["similarity"] + means["penalty"]
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+    def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """All groups, of one draw."""
         means = means_of(self.parts(model, networks, batch, noise))
         loss = self.loss(means)
         of_group = {"encoder": loss, "decoder": means["decoder"], "critic": means["critic"],
                     "likelihood": means["distortion"]}  # fmt: skip
-        names = tuple(self.groups(cast("Module", model), networks))
+        names = tuple(self.groups(model, networks))
         yield names, tuple(of_group[name] for name in names)
         return self.record(loss, means)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, final
 
 from vaelab.objectives.objective import Objective, Parts, common_parts
 from vaelab.specs.spec import option
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution, Normal
     from torch.nn import ModuleDict
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.runtime import Noise
 
 
@@ -57,7 +57,7 @@ class BetaTC(Objective):
         "weighted", "estimate of q(z): minibatch-weighted, or the example's own term apart (stratified)"
     )
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion and penalty; ``mi``, ``tc`` and ``dwkl``, and ``rate``, their sum."""
         from vaelab.divergences import aggregate_log_prob
 
@@ -112,7 +112,7 @@ class DIP(Objective):
     lambda_od: float = option(10.0, "weight on covariances")
     lambda_d: float = option(100.0, "weight on the distance of variances from 1")
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, rate and penalty, and the first and the second ``moment``: (B, D) and (B, D, D)."""
         draw = model.draw(batch.x, noise=noise)
         normal = _require_normal(draw.qz, "the covariance of codes")
@@ -131,10 +131,12 @@ class DIP(Objective):
 
 
 def _require_normal(qz: Distribution, what: str) -> Normal:
-    from vaelab.divergences import normal_dimensions
+    """The normal distribution of each dimension, of batch shape (B, D)."""
+    from torch.distributions import Independent, Normal
 
-    normal = normal_dimensions(qz)
-    if normal is None:
-        raise TypeError(f"{what} needs a posterior of independent normal dimensions, and {type(qz).__name__} is none: "
+    kind = type(qz).__name__
+    base = cast(Any, qz).base_dist if isinstance(qz, Independent) else None
+    if not isinstance(base, Normal):
+        raise TypeError(f"{what} needs a posterior of independent normal dimensions, and {kind} is none: "
                         "--posterior diagonal-normal is one")  # fmt: skip
-    return normal
+    return base

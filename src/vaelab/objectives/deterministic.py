@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from vaelab.objectives.objective import Objective, Parts, require_fixed_prior
 from vaelab.specs.spec import option
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.runtime import Noise
 
 
@@ -60,12 +60,12 @@ class RAE(Objective):
     l2: float = option(1e-4, "weight on the squared parameters of the decoder")
     gradient_penalty: float | None = option(None, "weight on the squared Jacobian of the decoder's mean; None: no such")
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters, none of them the prior's."""
         require_fixed_prior(model, self.word)
         return super().groups(model, networks)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``distortion``, ``norm`` (half the squared length of z), ``penalty``, ``weights``, and ``jacobian``."""
         draw = model.draw(batch.x, noise=noise)
         z = draw.z[0][0]
@@ -86,15 +86,14 @@ class RAE(Objective):
         return loss if self.gradient_penalty is None else loss + self.gradient_penalty * means["jacobian"]
 
 
-def squared_decoder(model: LatentVariableModel) -> Tensor:
+def squared_decoder(model: VAE) -> Tensor:
     """The sum of the squares of the decoder's parameters, in fp32."""
     import torch
 
-    named = cast("Module", model).named_parameters()
-    return torch.stack([p.float().square().sum() for name, p in named if name.startswith("decoder.")]).sum()
+    return torch.stack([p.float().square().sum() for p in model.decoder.parameters()]).sum()
 
 
-def squared_jacobian(model: LatentVariableModel, z: Tensor, noise: Noise) -> Tensor:
+def squared_jacobian(model: VAE, z: Tensor, noise: Noise) -> Tensor:
     r"""An unbiased estimate of :math:`|\partial E[x|z] / \partial z|_F^2` at each z (B, D), from one probe; (B,).
 
     Differentiable in the decoder's parameters where gradients are on; they are switched on here for what it needs, so

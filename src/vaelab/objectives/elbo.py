@@ -13,9 +13,9 @@ from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.runtime import Noise
 
 
@@ -50,10 +50,6 @@ class ELBO(Objective):
         """The ELBO with the weight that holds at ``epoch``."""
         beta = schedules.linear(0.0, self.beta, self.kl_warmup_epochs)(epoch)
         return replace(self, beta=beta, kl_warmup_epochs=0.0)
-
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
-        """Distortion, rate and the posterior's penalty."""
-        return common_parts(model.draw(batch.x, noise=noise))
 
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """Distortion + beta * rate + penalty."""
@@ -97,10 +93,6 @@ class Capacity(Objective):
         capacity = schedules.linear(0.0, self.capacity, self.capacity_epochs)(epoch)
         return replace(self, capacity=capacity, capacity_epochs=0.0)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
-        """Distortion, rate and the posterior's penalty."""
-        return common_parts(model.draw(batch.x, noise=noise))
-
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """Distortion + gamma |rate - C| + penalty."""
         return means["distortion"] + self.gamma * (means["rate"] - self.capacity).abs() + means["penalty"]
@@ -128,7 +120,7 @@ class FreeBits(Objective):
     word: ClassVar[str] = "free-bits"
     free_nats: float = option(0.1, "rate that each dimension has for nothing, in nats")
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, rate and penalty, and ``rates`` (B, D), of each dimension."""
         from vaelab.divergences import kl_of_dimensions
 
@@ -170,14 +162,14 @@ class BalancedELBO(Objective):
         0.8, "share of the KL's gradient that goes to the prior; the rest goes to the posterior", at_most=1
     )
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters, some of them the prior's."""
-        if not any(name.startswith("prior_part.") for name, _ in model.named_parameters()):
+        if not list(model.prior_part.parameters()):
             raise UsageError("--objective balanced-elbo balances what prior and posterior learn, and this prior learns "
                              "nothing: --prior mixture, vamp or flow do")  # fmt: skip
         return super().groups(model, networks)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, rate and penalty; the rate is the sample estimate."""
         from vaelab.divergences import scale_gradient
 

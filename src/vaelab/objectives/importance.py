@@ -11,14 +11,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Self, cast, final
 
 from vaelab.errors import UsageError
-from vaelab.objectives.objective import Losses, Objective, Parts, likelihood_word, means_of, two_sides
+from vaelab.objectives.objective import Group, Loss, Objective, Parts, two_sides
 from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, Draw, LatentVariableModel
+    from vaelab.models import VAE, Batch, Draw
     from vaelab.posteriors import Posterior
     from vaelab.runtime import Noise
 
@@ -93,12 +93,12 @@ class ThroughFew(Growing):
         None, "send the gradient through so many, drawn by weight; default: through all"
     )
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
         if self.backward_samples is not None and _has_batch_norm(model):
             raise UsageError("--backward-samples runs the network on all samples and again on some, which batch norm "
                              "would normalise otherwise: leave one out")  # fmt: skip
-        if self.backward_samples is not None and likelihood_word(model) == "optimal-gaussian":
+        if self.backward_samples is not None and model.likelihood_head.spec.word == "optimal-gaussian":
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
         return super().groups(model, networks)
@@ -111,7 +111,7 @@ class ThroughFew(Growing):
         return few if few is not None and few < self.num_samples and torch.is_grad_enabled() else None
 
     def _through_few(
-        self, few: int, model: LatentVariableModel, batch: Batch, noise: Noise, *, stop_qz: bool = False
+        self, few: int, model: VAE, batch: Batch, noise: Noise, *, stop_qz: bool = False
     ) -> tuple[Parts, Tensor, Tensor]:
         """Parts of all samples, whose bound sends its gradient through some; log w and weights (J, B) of these."""
         import torch
@@ -160,13 +160,13 @@ class IWAE(ThroughFew):
     num_bounds: int = positive(1, "bounds that are averaged (M of MIWAE)")
     elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)", at_most=1)
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
         if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
             raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
         return super().groups(model, networks)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, and mean distortion and rate over the samples."""
         if (few := self._few()) is not None:
             return self._through_few(few, model, batch, noise)[0]
@@ -198,22 +198,19 @@ class PIWAE(Growing):
     num_samples: int = positive(8, "importance samples of a bound (K)")
     num_bounds: int = positive(8, "bounds that are averaged for the encoder (M)")
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
         return two_sides(model, self.word)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound`` (of M K samples), ``averaged`` (of M bounds), distortion and rate."""
         draw = model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise)
         parts = weighed_parts(draw, 1)
         return {**parts, "averaged": weighed_parts(draw, self.num_bounds)["bound"]}
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
-        """Both sides together, of one draw."""
-        means = means_of(self.parts(model, networks, batch, noise))
-        loss = self.loss(means)
-        yield ("encoder", "decoder"), (-means["averaged"], loss)
-        return self.record(loss, means)
+    def shares(self, loss: Tensor, means: Mapping[str, Tensor]) -> tuple[Group, Loss]:
+        """The encoder's is the averaged bound, the decoder's the loss."""
+        return ("encoder", "decoder"), (-means["averaged"], loss)
 
 
 @final
@@ -242,12 +239,12 @@ class DReG(ThroughFew):
 
     word: ClassVar[str] = "dreg"
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
         super().groups(model, networks)
         return two_sides(model, self.word)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate; ``surrogate``, whose gradient is the encoder's."""
         if (few := self._few()) is not None:
             parts, log_w, weights = self._through_few(few, model, batch, noise, stop_qz=True)
@@ -256,12 +253,9 @@ class DReG(ThroughFew):
         weights = draw.log_w.detach().softmax(0)
         return {**weighed_parts(draw, 1), "surrogate": (weights.square() * draw.log_w).sum(0)}
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
-        """Both sides together, of one draw."""
-        means = means_of(self.parts(model, networks, batch, noise))
-        loss = self.loss(means)
-        yield ("encoder", "decoder"), (-means["surrogate"], loss)
-        return self.record(loss, means)
+    def shares(self, loss: Tensor, means: Mapping[str, Tensor]) -> tuple[Group, Loss]:
+        """The encoder's is the surrogate, the decoder's the loss."""
+        return ("encoder", "decoder"), (-means["surrogate"], loss)
 
 
 @final
@@ -287,7 +281,7 @@ class STL(Objective):
     word: ClassVar[str] = "stl"
     num_samples: int = positive(1, "importance samples of a bound (K); above 1 the gradient is biased")
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate."""
         return weighed_parts(model.draw(batch.x, num_samples=self.num_samples, noise=noise, stop_qz=True), 1)
 
@@ -296,7 +290,7 @@ class STL(Objective):
         return -means["bound"]
 
 
-def _has_batch_norm(model: Module) -> bool:
+def _has_batch_norm(model: VAE) -> bool:
     from torch.nn import BatchNorm2d
 
     return any(isinstance(module, BatchNorm2d) for module in model.modules())

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, final
 
 from vaelab.objectives.objective import Objective, Parts, require_fixed_prior
-from vaelab.specs.spec import option
+from vaelab.specs.spec import option, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.priors import PriorDistribution
     from vaelab.runtime import Noise
 
@@ -51,7 +51,7 @@ class MMD(Objective):
     terms: ClassVar[tuple[str, ...]] = ("distortion", "mmd")
     in_batch: ClassVar[bool] = True
     mmd_weight: float = option(10.0, "weight on the discrepancy between codes and prior")
-    rate_weight: float | None = option(None, "weight on the rate; default: there is no rate")
+    rate_weight: float | None = positive(None, "weight on the rate; default: there is no rate")
     kernel: Literal["imq", "rbf"] = option("imq", "by which codes are compared: inverse multiquadratic, or Gaussian")
 
     @property
@@ -59,13 +59,13 @@ class MMD(Objective):
         """The weight on the rate, for records."""
         return self.rate_weight or 0.0
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
         if self.rate_weight is None:
             require_fixed_prior(model, self.word)
         return super().groups(model, networks)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, penalty and ``mmd``; the rate if it has a weight."""
         from vaelab.divergences import mmd_of_rows
 

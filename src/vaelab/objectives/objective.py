@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, cast
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, Union
 
 from vaelab.errors import UsageError
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, Draw, LatentVariableModel
+    from vaelab.models import VAE, Batch, Draw
     from vaelab.runtime import Noise
 
 Number = TypeVar("Number", "Tensor", "NDArray[np.float64]", float)  # a term: of a batch, of every example, or a mean
@@ -37,7 +37,8 @@ class Objective(ABC):
 
     The loss is a function of means, not a mean of losses, so that rules that look at a whole batch (a capacity, free
     bits, a covariance) mean the same on a batch and on a data set: what is monitored is ``loss`` of the validation
-    means. Most rules are ``parts`` and ``loss`` alone; one that trains several groups says how in ``losses``.
+    means. Most rules are ``parts`` and ``loss`` alone; one that trains several groups says how in ``shares`` or
+    ``losses``.
     """
 
     word: ClassVar[str]
@@ -56,29 +57,31 @@ class Objective(ABC):
         """This objective with its scheduled weights at ``epoch`` (fractional: step / steps per epoch)."""
         return self
 
-    def networks(self, model: LatentVariableModel) -> ModuleDict:
+    def networks(self, model: VAE) -> ModuleDict:
         """What the objective itself learns (a critic); empty for most."""
         from torch.nn import ModuleDict
 
         return ModuleDict()
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Which parameters each yielded loss trains; one group of all the model's for most."""
         return {"model": list(model.parameters())}
 
-    @abstractmethod
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """What the loss is made of, for each example: tensors with B rows, in nats; never NaN for a sound model.
+
+        Distortion, rate and the posterior's penalty for most.
 
         Raises:
             TypeError: if the model's parts have not what the rule needs (a density, one for each dimension, ...).
         """
+        return common_parts(model.draw(batch.x, noise=noise))
 
     @abstractmethod
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """What is minimised and monitored, from the means of the parts over examples; in nats per example."""
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+    def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Lazily yield ``(group, loss)``, one optimizer step each; return the batch means to record.
 
         Groups that share one draw are yielded together, ``((group, ...), (loss, ...))``: all their gradients are taken
@@ -86,8 +89,12 @@ class Objective(ABC):
         """
         means = means_of(self.parts(model, networks, batch, noise))
         loss = self.loss(means)
-        yield "model", loss
+        yield self.shares(loss, means)
         return self.record(loss, means)
+
+    def shares(self, loss: Tensor, means: Mapping[str, Tensor]) -> tuple[Group, Loss]:
+        """What each group is trained by, where all share one draw; the model by the loss for most."""
+        return "model", loss
 
     def record(self, loss: Tensor, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss and the terms, cut from the graph."""
@@ -104,47 +111,38 @@ def common_parts(draw: Draw) -> Parts:
     return {"distortion": -draw.log_px.mean(0), "rate": draw.kl.sum(0), "penalty": draw.penalty}
 
 
-def coding_parameters(model: Module) -> tuple[list[Parameter], list[Parameter]]:
-    """The parameters of q(z|x), encoder and head, and those of p(x, z), decoder, likelihood and prior."""
-    named = dict(model.named_parameters())
-    encoding = [p for name, p in named.items() if name.startswith(("encoder.", "posterior_head."))]
-    decoding = [p for name, p in named.items() if not name.startswith(("encoder.", "posterior_head."))]
-    return encoding, decoding
+def encoding_parameters(model: VAE) -> list[Parameter]:
+    """The parameters of q(z|x): encoder and head."""
+    return [*model.encoder.parameters(), *model.posterior_head.parameters()]
 
 
-def two_sides(model: Module, word: str) -> dict[str, list[Parameter]]:
+def two_sides(model: VAE, word: str) -> dict[str, list[Parameter]]:
     """The groups ``encoder`` and ``decoder``, of what makes q(z|x) and p(x, z).
 
     Raises:
         UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
     """
-    if getattr(model.prior_part, "is_encoded", False):
+    if model.prior_part.is_encoded:
         raise UsageError(f"--objective {word} trains encoder and decoder apart, and this prior is made of both: "
                          "choose another (--prior standard-normal, or --objective iwae)")  # fmt: skip
-    encoding, decoding = coding_parameters(model)
-    return {"encoder": encoding, "decoder": decoding}
+    decoding = [*model.prior_part.parameters(), *model.likelihood_head.parameters(), *model.decoder.parameters()]
+    return {"encoder": encoding_parameters(model), "decoder": decoding}
 
 
-def require_fixed_prior(model: Module, word: str) -> None:
+def require_fixed_prior(model: VAE, word: str) -> None:
     """Refuse a prior that learns, for an objective in which nothing would train it.
 
     Raises:
         UsageError: naming the objective, and what to choose.
     """
-    if any(name.startswith("prior_part.") for name, _ in model.named_parameters()):
+    if list(model.prior_part.parameters()):
         raise UsageError(f"--objective {word} leads the codes to a prior that stays as it is, and this one learns: "
                          "choose another (--prior standard-normal)")  # fmt: skip
 
 
-def likelihood_word(model: Module) -> str:
-    """The name of a model's likelihood, as on the command line."""
-    return cast(Any, model).likelihood_head.spec.word
-
-
 def sum_parts(
-    objective: Objective, model: LatentVariableModel, networks: ModuleDict, batches: Iterable[tuple[Batch, Noise]],
-    sums: Parts,
-) -> Parts:  # fmt: skip
+    objective: Objective, model: VAE, networks: ModuleDict, batches: Iterable[tuple[Batch, Noise]], sums: Parts
+) -> Parts:
     """Add an objective's parts of all examples of some batches to ``sums``, in float64.
 
     Args:
@@ -156,7 +154,7 @@ def sum_parts(
     import torch
 
     sums = dict(sums)
-    with torch.no_grad():
+    with torch.no_grad(), model.fixed_prior():
         for batch, noise in batches:
             for name, part in objective.parts(model, networks, batch, noise).items():
                 sums[name] = sums[name] + part.to(sums[name].device).double().sum(0)
@@ -164,7 +162,7 @@ def sum_parts(
 
 
 def elbo_terms(
-    model: LatentVariableModel, batches: Iterable[tuple[Batch, Noise]], num_samples: int = 1
+    model: VAE, batches: Iterable[tuple[Batch, Noise]], num_samples: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distortion and rate of every example of a data set, in nats.
 
@@ -188,7 +186,7 @@ def elbo_terms(
 
 
 def terms_as_defined(
-    model: LatentVariableModel, batches: Iterable[tuple[Batch, Noise]], num_samples: int = 1
+    model: VAE, batches: Iterable[tuple[Batch, Noise]], num_samples: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """``elbo_terms``, with None in place of the rate for a model that has none."""
     import numpy as np
@@ -197,7 +195,7 @@ def terms_as_defined(
     distortions: list[NDArray[np.float64]] = []
     rates: list[NDArray[np.float64]] = []
     undefined = False
-    with torch.no_grad():
+    with torch.no_grad(), model.fixed_prior():
         for batch, noise in batches:
             draw = model.draw(batch.x, num_samples=num_samples, noise=noise)
             distortions.append((-draw.log_px).mean(0).cpu().double().numpy())

@@ -15,9 +15,9 @@ from vaelab.objectives.objective import Losses, Objective, Parts, means_of, two_
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributions import Distribution
-    from torch.nn import Module, ModuleDict, Parameter
+    from torch.nn import ModuleDict, Parameter
 
-    from vaelab.models import Batch, LatentVariableModel
+    from vaelab.models import VAE, Batch
     from vaelab.posteriors import Posterior
     from vaelab.priors import PriorDistribution
     from vaelab.runtime import Noise
@@ -51,11 +51,11 @@ class WakeSleep(Objective):
     word: ClassVar[str] = "wake-sleep"
     samples: ClassVar[bool] = True
 
-    def groups(self, model: Module, networks: ModuleDict) -> dict[str, list[Parameter]]:
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
         return two_sides(model, self.word)
 
-    def parts(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, and the sample estimate of the rate."""
         draw = model.draw(batch.x, noise=noise)
         rate = _score(draw.qz, draw.z[0][0]) - draw.log_pz[0]
@@ -65,7 +65,7 @@ class WakeSleep(Objective):
         """Distortion + rate."""
         return means["distortion"] + means["rate"]
 
-    def losses(self, model: LatentVariableModel, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
+    def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Wake, then sleep."""
         from torch import no_grad
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vaelab import specs
 from vaelab.distribution import Unchecked
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity, Space
 from vaelab.runtime import Noise
 
 
@@ -52,10 +52,6 @@ class CategoricalPosterior(Unchecked):
     def center(self) -> Tensor:
         """The most likely class of each site, one-hot (B, D)."""
         return one_hot(self.log_pi).flatten(-2)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalPosterior:
-        """The same distribution with more leading dimensions."""
-        return CategoricalPosterior(self.log_pi.expand(*batch_shape, *self.log_pi.shape[-2:]), self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-mass (*leading) of one-hot latents (*leading, D), in nats."""
@@ -99,12 +95,8 @@ class CategoricalPosterior(Unchecked):
 
 
 @final
-class GumbelSoftmax(nn.Module):
+class GumbelSoftmax(Head[specs.GumbelSoftmax]):
     r"""Head of an encoder: a linear map of the features gives the logits of every site.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
 
     Reference:
         Jang, Gu & Poole (2017), Categorical Reparameterization with Gumbel-Softmax. https://arxiv.org/abs/1611.01144
@@ -113,9 +105,7 @@ class GumbelSoftmax(nn.Module):
     space: Space = "categories"
 
     def __init__(self, spec: specs.GumbelSoftmax, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.sites * spec.classes
+        super().__init__(spec, spec.sites * spec.classes)
         self.logits = nn.Linear(in_features, self.latent_dim)
 
     def forward(self, features: Float[Tensor, "B F"]) -> CategoricalPosterior:

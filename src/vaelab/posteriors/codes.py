@@ -6,7 +6,7 @@ Shapes: K samples, B batch, F features, S sites (h w), M codes, C dimensions of 
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from vaelab import specs
 from vaelab.distributed import Team
 from vaelab.distribution import PointMass
 from vaelab.errors import UsageError
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity, Space
 from vaelab.runtime import Noise
 
 
@@ -34,12 +34,6 @@ class CodePosterior(PointMass):
         super().__init__(loc)
         self.codes, self.penalty = codes, penalty
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> CodePosterior:
-        """The same distribution with more leading dimensions."""
-        penalty = None if self.penalty is None else self.penalty.expand(*batch_shape)
-        codes = self.codes.expand(*batch_shape, self.codes.shape[-1])
-        return CodePosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]), codes, penalty)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-mass (*leading) of latents (*leading, D): 0 for these very vectors, else minus infinity."""
         same = (value == self.loc).all(-1)
@@ -54,7 +48,7 @@ class CodePosterior(PointMass):
 
 
 @final
-class VectorQuantized(nn.Module):
+class VectorQuantized(Head[specs.VectorQuantized]):
     r"""Head of an encoder: each site of a grid takes the closest vector of a learned codebook.
 
     A linear map of a site's features gives :math:`z_e`; its code is :math:`e = \arg\min_k |z_e - e_k|^2`. Forwards
@@ -95,8 +89,7 @@ class VectorQuantized(nn.Module):
     seen: Tensor
 
     def __init__(self, spec: specs.VectorQuantized, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, spec.code_dim * math.prod(spec.grid))
         self.sites = math.prod(spec.grid)
         channels, rest = divmod(in_features, max(1, self.sites))
         if rest or not channels:
@@ -105,7 +98,6 @@ class VectorQuantized(nn.Module):
                 f"--grid {height} {width}: the encoder's {in_features} features are no multiple of {self.sites} sites; "
                 "choose the height and width at which its convolutions end"
             )
-        self.latent_dim = spec.code_dim * self.sites
         self.to_code = nn.Conv2d(channels, spec.code_dim, 1)
         self.register_buffer("codebook", torch.randn(spec.num_codes, spec.code_dim))
         self.register_buffer("share", torch.empty(spec.num_codes))
@@ -148,10 +140,10 @@ class VectorQuantized(nn.Module):
             dead = self.share < self.spec.restart_below * even
             self.share.masked_fill_(dead, even)
             self.total.copy_(torch.where(dead[:, None], even * restart, self.total))
-            # A code that was never seen keeps its place: 0 / 0 has none.
-            tiny = torch.finfo(self.share.dtype).tiny
-            moved = self.total / self.share.clamp(min=tiny)[:, None]
-            self.codebook.copy_(torch.where(self.share[:, None] > tiny, moved, self.codebook))
+            # A code that is seen no more keeps its place: near 0 averages lose their digits, and 0 / 0 has none.
+            least = 1e-30
+            moved = self.total / self.share.clamp(min=least)[:, None]
+            self.codebook.copy_(torch.where(self.share[:, None] > least, moved, self.codebook))
 
     def _sites(self, features: Tensor) -> Tensor:
         """(B, S, C), the vectors of every site."""

@@ -5,7 +5,7 @@ Shapes: K samples, B batch, F features, D latent dimensions.
 
 from __future__ import annotations
 
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from vaelab import specs
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity
 from vaelab.runtime import Noise
 
 
@@ -35,11 +35,6 @@ class FullNormalPosterior(MultivariateNormal):
     def center(self) -> Tensor:
         """The mean."""
         return self.loc
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> FullNormalPosterior:
-        """The same distribution with more leading dimensions."""
-        dim = self.loc.shape[-1]
-        return FullNormalPosterior(self.loc.expand(*batch_shape, dim), self.scale_tril.expand(*batch_shape, dim, dim))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*leading) of latents (*leading, D), in nats."""
@@ -65,23 +60,17 @@ class FullNormalPosterior(MultivariateNormal):
 
 
 @final
-class FullNormal(nn.Module):
+class FullNormal(Head[specs.FullNormal]):
     r"""Head of an encoder: a linear map of the features gives :math:`\mu` and L of :math:`q(z|x) = N(z; \mu, L L^T)`.
 
     L has the exponentials of D of its numbers on the diagonal and D (D - 1) / 2 more below it.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
     """
 
-    space: Space = "real"
     below: Tensor
 
     def __init__(self, spec: specs.FullNormal, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = dim = spec.latent_dim
+        dim = spec.latent_dim
+        super().__init__(spec, dim)
         row, column = torch.tril_indices(dim, dim, offset=-1)
         self.register_buffer("below", row * dim + column, persistent=False)
         self.loc_and_factor = nn.Linear(in_features, 2 * dim + len(row))

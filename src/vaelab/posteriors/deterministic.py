@@ -5,14 +5,14 @@ Shapes: B batch, F features, D latent dimensions.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vaelab import specs
 from vaelab.distribution import NoDensityError, PointMass
-from vaelab.posteriors.posterior import Space
+from vaelab.posteriors.posterior import Head
 from vaelab.runtime import Noise
 
 
@@ -26,10 +26,6 @@ class PointPosterior(PointMass):
 
     penalty: Tensor | None = None
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> PointPosterior:
-        """The same distribution with more leading dimensions."""
-        return PointPosterior(self.loc.expand(*batch_shape, self.loc.shape[-1]))
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Raises ``NoDensityError``."""
         raise NoDensityError("all of a deterministic encoder's mass lies on one point: it has no density")
@@ -40,20 +36,11 @@ class PointPosterior(PointMass):
 
 
 @final
-class Deterministic(nn.Module):
-    """Head of an encoder: a linear map of the features is the latent vector.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
-    """
-
-    space: Space = "real"
+class Deterministic(Head[specs.Deterministic]):
+    """Head of an encoder: a linear map of the features is the latent vector."""
 
     def __init__(self, spec: specs.Deterministic, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
+        super().__init__(spec, spec.latent_dim)
         self.loc = nn.Linear(in_features, spec.latent_dim)
 
     def forward(self, features: Float[Tensor, "B F"]) -> PointPosterior:

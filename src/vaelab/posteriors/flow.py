@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vaelab import specs
 from vaelab.distribution import Unchecked
-from vaelab.flows import Conditioned, Flow, MaskedFlow, Planar, Radial
+from vaelab.flows import Conditioned, Flow, MaskedFlow, OneWay, Planar, Radial
 from vaelab.posteriors.normal import NormalPosterior
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity
 from vaelab.runtime import Noise
 
 
@@ -48,10 +48,6 @@ class FlowPosterior(Unchecked):
         """Where the flow takes the base's mean: a typical point of q, not its mean, which is not known."""
         return self.flow(self.base.loc)[0]
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowPosterior:
-        """The same distribution with more leading dimensions."""
-        return FlowPosterior(self.base.expand(batch_shape), self.flow)
-
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw (*sample_shape, B, D) by torch's global generator."""
         return self.flow(self.base.rsample(sample_shape))[0]
@@ -79,7 +75,7 @@ class FlowPosterior(Unchecked):
         z, log_det = self.flow(z0)
         if not stop:
             return z, lambda: log_base() - log_det
-        if isinstance(self.flow, Planar | Radial):
+        if isinstance(self.flow, OneWay):
             kind = type(self.flow).__name__.lower()
             raise TypeError(
                 f"a gradient through the samples alone needs q's density at a given z, and a {kind} flow has no "
@@ -91,24 +87,16 @@ class FlowPosterior(Unchecked):
 
 
 @final
-class PlanarFlow(nn.Module):
+class PlanarFlow(Head[specs.PlanarFlow]):
     r"""Head of an encoder: a base normal, and the parameters of transforms :math:`f(z) = z + \hat u \tanh(w^T z + b)`.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
 
     Reference:
         Rezende & Mohamed (2015), Variational Inference with Normalizing Flows, algorithm 1.
         https://arxiv.org/abs/1505.05770
     """
 
-    space: Space = "real"
-
     def __init__(self, spec: specs.PlanarFlow, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
+        super().__init__(spec, spec.latent_dim)
         self.base_and_flow = nn.Linear(
             in_features, 2 * spec.latent_dim + spec.num_transforms * (2 * spec.latent_dim + 1)
         )
@@ -123,24 +111,16 @@ class PlanarFlow(nn.Module):
 
 
 @final
-class RadialFlow(nn.Module):
+class RadialFlow(Head[specs.RadialFlow]):
     r"""Head of an encoder: a base normal, and of transforms :math:`f(z) = z + \beta (z - c) / (\alpha + |z - c|)`.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
 
     Reference:
         Rezende & Mohamed (2015), Variational Inference with Normalizing Flows, algorithm 1.
         https://arxiv.org/abs/1505.05770
     """
 
-    space: Space = "real"
-
     def __init__(self, spec: specs.RadialFlow, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
+        super().__init__(spec, spec.latent_dim)
         self.base_and_flow = nn.Linear(in_features, 2 * spec.latent_dim + spec.num_transforms * (spec.latent_dim + 2))
 
     def forward(self, features: Float[Tensor, "B F"]) -> FlowPosterior:
@@ -152,16 +132,12 @@ class RadialFlow(nn.Module):
 
 
 @final
-class IAF(nn.Module):
+class IAF(Head[specs.IAF]):
     r"""Head of an encoder: a base normal, and a context h(x) of inverse autoregressive transforms, :math:`z_i =
     \sigma_i(z_{0,<i}, h)\, z_{0,i} + \mu_i(z_{0,<i}, h)`.
 
     The order of the dimensions is reversed from one transform to the next. A draw takes one pass of each network; the
     density of another z takes D, as do gradients through the samples alone (``stl``, ``dreg``).
-
-    Args:
-        spec: the configuration.
-        in_features: F.
 
     Note:
         The paper's gate, :math:`z = \sigma z_0 + (1 - \sigma) m` with :math:`\sigma` below 1, is here zuko's affine
@@ -172,12 +148,8 @@ class IAF(nn.Module):
         https://arxiv.org/abs/1606.04934
     """
 
-    space: Space = "real"
-
     def __init__(self, spec: specs.IAF, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
+        super().__init__(spec, spec.latent_dim)
         self.context_dim = max(spec.hidden_dims, default=spec.latent_dim)
         self.base_and_context = nn.Linear(in_features, 2 * spec.latent_dim + self.context_dim)
         self.flow = MaskedFlow(spec.latent_dim, self.context_dim, spec.num_transforms, spec.hidden_dims)

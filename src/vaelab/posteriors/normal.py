@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from vaelab import specs
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity
 from vaelab.runtime import Noise
 
 
@@ -62,23 +62,15 @@ class NormalPosterior(Independent):  # pyright: ignore[reportMissingTypeArgument
 
 
 @final
-class DiagonalNormal(nn.Module):
+class DiagonalNormal(Head[specs.DiagonalNormal]):
     r"""Head of an encoder: linear maps of the features give :math:`q(z|x) = \prod_d N(z_d; \mu_d, \sigma_d^2)`.
-
-    Args:
-        spec: the configuration.
-        in_features: F.
 
     Reference:
         Kingma & Welling (2014), Auto-Encoding Variational Bayes, appendix C. https://arxiv.org/abs/1312.6114
     """
 
-    space: Space = "real"
-
     def __init__(self, spec: specs.DiagonalNormal, in_features: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
+        super().__init__(spec, spec.latent_dim)
         self.loc_and_log_scale = nn.Linear(in_features, 2 * spec.latent_dim)
 
     def forward(self, features: Float[Tensor, "B F"]) -> NormalPosterior:

@@ -5,12 +5,15 @@ Shapes: K samples, B batch, F features, D latent dimensions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Generic, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vaelab.runtime import Noise
+from vaelab.specs.spec import SpecT
 
 LogDensity = Callable[[], Tensor]  # computes (K, B) when it is called: many objectives never ask for it
 
@@ -56,9 +59,23 @@ Space = Literal["real", "sphere", "categories", "codes"]
 """Where latents lie: R^D; the unit sphere in it; one-hot vectors of several sites; vectors of a codebook."""
 
 
-@runtime_checkable
-class Head(Protocol):
-    """The module at an encoder's end: maps features (B, F) to a ``Posterior`` over latents of ``space``."""
+class Head(nn.Module, ABC, Generic[SpecT]):
+    """The module at an encoder's end: maps features to a posterior over latents of ``space``.
 
-    latent_dim: int
-    space: Space
+    It is built from a spec, its configuration, and F, the number of features.
+
+    Args:
+        spec: the configuration.
+        latent_dim: D.
+    """
+
+    space: Space = "real"
+
+    def __init__(self, spec: SpecT, latent_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Distribution:
+        """Map features (B, F) to a ``Posterior`` of each example."""

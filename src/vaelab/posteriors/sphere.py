@@ -17,7 +17,7 @@ from torch.nn.functional import normalize, pad, softplus
 from vaelab import specs
 from vaelab.distribution import Unchecked
 from vaelab.errors import UsageError
-from vaelab.posteriors.posterior import LogDensity, Space
+from vaelab.posteriors.posterior import Head, LogDensity, Space
 from vaelab.runtime import Noise
 
 GRID = 256  # points of the angle's density
@@ -84,12 +84,6 @@ class VonMisesFisherPosterior(Unchecked):
         mean, variance = self.angle.mean[..., None], self.angle.variance[..., None]
         sine = -2 * mean - mean.square() - variance  # 1 - E cos^2
         return self.loc.square() * variance + (1 - self.loc.square()) * sine / (self.loc.shape[-1] - 1)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisherPosterior:
-        """The same distribution with more leading dimensions."""
-        return VonMisesFisherPosterior(
-            self.loc.expand(*batch_shape, self.loc.shape[-1]), self.kappa.expand(batch_shape)
-        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density (*leading) of unit vectors (*leading, D), in nats.
@@ -285,7 +279,7 @@ class AngleLaw:
 
 
 @final
-class VonMisesFisher(nn.Module):
+class VonMisesFisher(Head[specs.VonMisesFisher]):
     r"""Head of an encoder: a linear map of the features gives the mean direction and the concentration.
 
     :math:`\mu` is the first D numbers over their length, :math:`\kappa = 1 + \log(1 + e^a)` of the last one.
@@ -308,11 +302,9 @@ class VonMisesFisher(nn.Module):
     space: Space = "sphere"
 
     def __init__(self, spec: specs.VonMisesFisher, in_features: int) -> None:
-        super().__init__()
+        super().__init__(spec, spec.latent_dim)
         if spec.latent_dim < 2:
             raise UsageError(f"--posterior vmf needs 2 dimensions at least to have a sphere in: got {spec.latent_dim}")
-        self.spec = spec
-        self.latent_dim = spec.latent_dim
         self.direction_and_kappa = nn.Linear(in_features, spec.latent_dim + 1)
 
     def forward(self, features: Float[Tensor, "B F"]) -> VonMisesFisherPosterior:

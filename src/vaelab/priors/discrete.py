@@ -18,7 +18,7 @@ from vaelab.distribution import Unchecked
 from vaelab.errors import UsageError
 from vaelab.posteriors import CategoricalPosterior, CodePosterior, GumbelSoftmax, Head, Space, VectorQuantized
 from vaelab.posteriors.codes import nearest
-from vaelab.priors.prior import Encode
+from vaelab.priors.prior import Encode, Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
@@ -81,16 +81,6 @@ class UniformOneHot(Unchecked):
         sites, classes = self.uniform.shape
         return sites * math.log(classes)
 
-    @property
-    def mean(self) -> Tensor:
-        """(D,)."""
-        return self.uniform.flatten()
-
-    @property
-    def variance(self) -> Tensor:
-        """(D,)."""
-        return self.mean * (1 - self.mean)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-mass (*leading) of latents (*leading, D): minus infinity where a site is not one-hot."""
         by_site = value.reshape(*value.shape[:-1], *self.uniform.shape)
@@ -112,13 +102,8 @@ class UniformOneHot(Unchecked):
 
 
 @final
-class UniformCodes(nn.Module):
+class UniformCodes(Prior[specs.UniformCodes]):
     r"""Each of M vectors of the posterior's codebook is equally likely at each of S sites, :math:`p(z) = M^{-S}`.
-
-    Args:
-        spec: the configuration (it has no fields).
-        head: the posterior's, for its sites.
-        shape: of an image; unused.
 
     Note:
         After the training the authors learn an autoregressive prior over the codes; under this one samples are poor.
@@ -129,13 +114,11 @@ class UniformCodes(nn.Module):
     """
 
     space: Space = "codes"
-    is_encoded = False
 
-    def __init__(self, spec: specs.UniformCodes, head: Head, shape: Shape) -> None:
-        super().__init__()
+    def __init__(self, spec: specs.UniformCodes, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         if not isinstance(head, VectorQuantized):
             raise UsageError("--prior uniform-codes is over the vectors of a codebook: --posterior vq has one")
-        self.spec = spec
         self.sites = head.sites
 
     def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
@@ -145,24 +128,16 @@ class UniformCodes(nn.Module):
 
 
 @final
-class UniformCategories(nn.Module):
-    r"""Each of M classes is equally likely at each of S sites, :math:`p(z) = M^{-S}`.
-
-    Args:
-        spec: the configuration (it has no fields).
-        head: the posterior's, for its sites and classes.
-        shape: of an image; unused.
-    """
+class UniformCategories(Prior[specs.UniformCategories]):
+    r"""Each of M classes is equally likely at each of S sites, :math:`p(z) = M^{-S}`."""
 
     space: Space = "categories"
-    is_encoded = False
     uniform: Tensor
 
-    def __init__(self, spec: specs.UniformCategories, head: Head, shape: Shape) -> None:
-        super().__init__()
+    def __init__(self, spec: specs.UniformCategories, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         if not isinstance(head, GumbelSoftmax):
             raise UsageError("--prior uniform-categories is over one-hot latents: --posterior gumbel-softmax has such")
-        self.spec = spec
         uniform = torch.full((head.spec.sites, head.spec.classes), 1 / head.spec.classes)
         self.register_buffer("uniform", uniform, persistent=False)
 

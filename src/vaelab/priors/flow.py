@@ -9,14 +9,14 @@ import math
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from vaelab import specs
 from vaelab.distribution import Unchecked
 from vaelab.flows import MaskedFlow
-from vaelab.posteriors import Head, Space
-from vaelab.priors.prior import Encode
+from vaelab.posteriors import Head
+from vaelab.priors.prior import Encode, StandardisedPrior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
@@ -56,38 +56,20 @@ class FlowDistribution(Unchecked):
 
 
 @final
-class FlowPrior(nn.Module):
+class FlowPrior(StandardisedPrior[specs.FlowPrior]):
     r"""A learned flow f over the latents, :math:`p(z) = N(f(z); 0, I)\, |\det \partial f|`.
 
     Latents are standardised by ``loc`` and ``scale`` first: 0 and 1, but for a flow that is fitted to latents after
     the training of a model, whose scale may be any.
-
-    Args:
-        spec: the configuration.
-        head: the posterior's, for D.
-        shape: of an image; unused.
 
     Reference:
         Chen et al. (2017), Variational Lossy Autoencoder, section 3.2 (an autoregressive flow as the prior).
         https://arxiv.org/abs/1611.02731
     """
 
-    space: Space = "real"
-    is_encoded = False
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: specs.FlowPrior, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.FlowPrior, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         self.flow = MaskedFlow(head.latent_dim, 0, spec.num_transforms, spec.hidden_dims, spec.flow_kind)
-        self.register_buffer("loc", torch.zeros(head.latent_dim))
-        self.register_buffer("scale", torch.ones(head.latent_dim))
-
-    def start_at(self, loc: Tensor, scale: Tensor) -> None:
-        """Standardise latents by these (D,) from now on."""
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
 
     def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
         """The distribution, of event shape (D,)."""

@@ -14,8 +14,8 @@ from torch.distributions import Categorical, Distribution
 
 from vaelab import specs
 from vaelab.distribution import Unchecked
-from vaelab.posteriors import Head, NormalPosterior, Space
-from vaelab.priors.prior import Encode
+from vaelab.posteriors import Head, NormalPosterior
+from vaelab.priors.prior import Encode, Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
@@ -67,18 +67,6 @@ class NormalMixture(Unchecked):
         r"""The same for full components: minus half the square of :math:`P_m (z - \mu_m)`."""
         return -0.5 * ((flat - self.loc[:, None]) @ whitening.mT).square().sum(-1).mT
 
-    @property
-    def mean(self) -> Tensor:
-        """(D,)."""
-        return self.log_weights.exp() @ self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        """(D,)."""
-        root = torch.diag_embed(self.log_scale.exp()) if self.whitening is None else _inverse(self.whitening)
-        within = root.square().sum(-1)
-        return self.log_weights.exp() @ (self.loc.square() + within) - self.mean.square()
-
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw (*sample_shape, D) by torch's global generator."""
         with torch.no_grad():
@@ -102,13 +90,8 @@ class NormalMixture(Unchecked):
 
 
 @final
-class MixturePrior(nn.Module):
+class MixturePrior(Prior[specs.Mixture]):
     r"""A learned mixture :math:`p(z) = \sum_m \pi_m N(z; \mu_m, \Sigma_m)`, with diagonal or full covariances.
-
-    Args:
-        spec: the configuration.
-        head: the posterior's, for D.
-        shape: of an image; unused.
 
     Reference:
         Dilokthanakul et al. (2017), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
@@ -117,12 +100,8 @@ class MixturePrior(nn.Module):
         the training). https://arxiv.org/abs/1903.12436
     """
 
-    space: Space = "real"
-    is_encoded = False
-
-    def __init__(self, spec: specs.Mixture, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.Mixture, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         size = (spec.num_components, head.latent_dim)
         self.logits = nn.Parameter(torch.zeros(spec.num_components))
         self.loc = nn.Parameter(torch.randn(size))
@@ -146,13 +125,8 @@ class MixturePrior(nn.Module):
 
 
 @final
-class VampPrior(nn.Module):
+class VampPrior(Prior[specs.VampPrior]):
     r"""The variational mixture of posteriors: :math:`p(z) = \frac1M \sum_m q(z|u_m)`, with learned pseudo-inputs u.
-
-    Args:
-        spec: the configuration.
-        head: the posterior's, for its space.
-        shape: (C, H, W) of an image.
 
     Note:
         Pseudo-inputs start at training images (``start_at``), as the authors' option of that name does, and are kept in
@@ -162,12 +136,10 @@ class VampPrior(nn.Module):
         Tomczak & Welling (2018), VAE with a VampPrior, eq. 9. https://arxiv.org/abs/1705.07120
     """
 
-    space: Space = "real"
     is_encoded = True
 
-    def __init__(self, spec: specs.VampPrior, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.VampPrior, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         self.pseudo_inputs = nn.Parameter(torch.rand(spec.num_components, *shape))
 
     def start_at(self, images: Tensor) -> None:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownVariableType]
 
 from vaelab import specs
 from vaelab.divergences import kl_to_standard_normal
-from vaelab.posteriors import FullNormalPosterior, Head, NormalPosterior, Space
-from vaelab.priors.prior import Encode
+from vaelab.posteriors import FullNormalPosterior, Head, NormalPosterior
+from vaelab.priors.prior import Encode, Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
 
 @final
-class StandardNormal(nn.Module):
+class StandardNormal(Prior[specs.StandardNormal]):
     r""":math:`p(z) = N(z; 0, I)` over D latents.
-
-    Args:
-        spec: the configuration (it has no fields).
-        head: the posterior's, for D.
-        shape: of an image; unused.
 
     Reference:
         Kingma & Welling (2014), Auto-Encoding Variational Bayes, section 3. https://arxiv.org/abs/1312.6114
     """
 
-    space: Space = "real"
-    is_encoded = False
     zeros: Tensor
     ones: Tensor
 
-    def __init__(self, spec: specs.StandardNormal, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.StandardNormal, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         self.register_buffer("zeros", torch.zeros(head.latent_dim), persistent=False)
         self.register_buffer("ones", torch.ones(head.latent_dim), persistent=False)
 

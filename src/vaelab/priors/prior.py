@@ -5,14 +5,18 @@ Shapes: D latent dimensions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaelab.posteriors.posterior import Space
+from vaelab.posteriors.posterior import Head, Space
 from vaelab.runtime import Noise
+from vaelab.specs import Shape
+from vaelab.specs.spec import SpecT
 
 Encode = Callable[[Tensor], Distribution]
 
@@ -29,21 +33,46 @@ class PriorDistribution(Protocol):
         ...
 
 
-@runtime_checkable
-class Prior(Protocol):
+class Prior(nn.Module, ABC, Generic[SpecT]):
     """The module that makes one; built for a posterior's head and the shape of an image.
 
     ``is_encoded``: it is made of posteriors, and so of the encoder's parameters.
+
+    Args:
+        spec: the configuration.
+        head: the posterior's, for D and what else a prior over its latents has to know.
+        shape: (C, H, W) of an image.
     """
 
-    space: Space
-    is_encoded: bool
+    space: Space = "real"
+    is_encoded: bool = False
 
-    def __call__(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
+    def __init__(self, spec: SpecT, head: Head[Any], shape: Shape) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
         """The distribution, of event shape (D,).
 
         Args:
             encode: maps images to posteriors, for priors that are made of these.
             codebook: vectors that latents are made of, for priors over these.
         """
-        ...
+
+
+class StandardisedPrior(Prior[SpecT]):
+    """A prior of latents that are standardised first, by ``loc`` and ``scale`` (D,): 0 and 1, until ``start_at``."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: SpecT, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
+        self.register_buffer("loc", torch.zeros(head.latent_dim))
+        self.register_buffer("scale", torch.ones(head.latent_dim))
+
+    def start_at(self, loc: Tensor, scale: Tensor) -> None:
+        """Standardise latents by these (D,) from now on."""
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import register_kl  # pyright: ignore[reportUnknownVariableType]
 from torch.nn.functional import normalize
@@ -14,7 +14,7 @@ from vaelab import specs
 from vaelab.distribution import Unchecked
 from vaelab.posteriors import Head, Space
 from vaelab.posteriors.sphere import VonMisesFisherPosterior, log_area
-from vaelab.priors.prior import Encode
+from vaelab.priors.prior import Encode, Prior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
@@ -31,16 +31,6 @@ class UniformOnSphere(Unchecked):
         super().__init__(torch.Size(), zeros.shape)
         self.zeros = zeros
 
-    @property
-    def mean(self) -> Tensor:
-        """(D,): the sphere's centre."""
-        return self.zeros
-
-    @property
-    def variance(self) -> Tensor:
-        """(D,): 1 / D each."""
-        return self.zeros + 1 / len(self.zeros)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*leading) of unit vectors (*leading, D), in nats: the same for all."""
         return value.new_full(value.shape[:-1], -log_area(len(self.zeros)))
@@ -55,25 +45,18 @@ class UniformOnSphere(Unchecked):
 
 
 @final
-class UniformSphere(nn.Module):
+class UniformSphere(Prior[specs.UniformSphere]):
     r"""The uniform prior on the unit sphere in R^D, :math:`p(z) = 1 / |S^{D-1}|`.
-
-    Args:
-        spec: the configuration (it has no fields).
-        head: the posterior's, for D.
-        shape: of an image; unused.
 
     Reference:
         Davidson et al. (2018), Hyperspherical Variational Auto-Encoders. https://arxiv.org/abs/1804.00891
     """
 
     space: Space = "sphere"
-    is_encoded = False
     zeros: Tensor
 
-    def __init__(self, spec: specs.UniformSphere, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.UniformSphere, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         self.register_buffer("zeros", torch.zeros(head.latent_dim), persistent=False)
 
     def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:

@@ -16,8 +16,8 @@ from torch.distributions import Distribution, Independent, Normal
 from vaelab import specs
 from vaelab.distribution import NoDensityError, Unchecked
 from vaelab.divergences import kl_to_standard_normal, log_mean_exp
-from vaelab.posteriors import Head, NormalPosterior, Space
-from vaelab.priors.prior import Encode
+from vaelab.posteriors import Head, NormalPosterior
+from vaelab.priors.prior import Encode, StandardisedPrior
 from vaelab.runtime import Noise
 from vaelab.specs import Shape
 
@@ -59,16 +59,11 @@ class SecondStage(Unchecked):
 
 
 @final
-class TwoStage(nn.Module):
+class TwoStage(StandardisedPrior[specs.TwoStage]):
     r"""A VAE over latents: :math:`q(u|z)` diagonal normal, :math:`p(z|u) = N(f(u), \gamma^2 I)` with one learned gamma.
 
     The first VAE's latents fill the space and follow no normal distribution; the second, whose latents have as many
     dimensions as its data, learns theirs. It sees latents standardised by ``loc`` and ``scale``.
-
-    Args:
-        spec: the configuration.
-        head: the posterior's, for D.
-        shape: of an image; unused.
 
     Note:
         The authors' networks have three hidden layers of 1024 and hand their input on to the last layer, as ours do;
@@ -79,25 +74,12 @@ class TwoStage(nn.Module):
         Dai & Wipf (2019), Diagnosing and Enhancing VAE Models, section 4. https://arxiv.org/abs/1903.05789
     """
 
-    space: Space = "real"
-    is_encoded = False
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: specs.TwoStage, head: Head, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: specs.TwoStage, head: Head[Any], shape: Shape) -> None:
+        super().__init__(spec, head, shape)
         dim = head.latent_dim
-        self.register_buffer("loc", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
         self.encoder = _Network(dim, spec.stage_hidden_dims, 2 * dim)
         self.decoder = _Network(dim, spec.stage_hidden_dims, dim)
         self.log_gamma = nn.Parameter(torch.tensor(math.log(_FIRST_GAMMA)))
-
-    def start_at(self, loc: Tensor, scale: Tensor) -> None:
-        """Standardise latents by these (D,) from now on."""
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
 
     def forward(self, encode: Encode | None = None, codebook: Tensor | None = None) -> Distribution:
         """The distribution, of event shape (D,): it can be sampled and not scored."""

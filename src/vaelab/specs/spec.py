@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 Shape = tuple[int, int, int]  # channels, height, width of one image
 Activation = Literal["relu", "tanh", "silu", "gelu", "gated"]  # gated: a * sigmoid(b), of two linear maps a and b
@@ -46,3 +46,7 @@ class Spec:
         """Make the part for the given shapes. The part is ``torch.nn.Module(spec, *shape)``."""
         module, name = self.part.split(":")
         return getattr(import_module(module), name)(self, *shape)
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+"""The configuration of a part."""
