@@ -24,7 +24,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import generator
+from vaelab.runtime import generator, seeded
 
 Graph = Literal["encoder", "decoder", "scorer"]
 OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
@@ -335,8 +335,7 @@ def _outputs(module: nn.Module, rows: Tensor) -> tuple[Tensor, ...]:
 
 def codes_to_check(model: VAE, x: Tensor) -> Tensor:
     """Codes (M, D) that a decoder is checked with: half of images, half of the prior."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with torch.no_grad(), seeded(0):
         drawn = model.prior().sample((len(x),))
         codes = model.center(x)
     return torch.stack([codes, drawn], 1).flatten(0, 1)[: len(x)]

@@ -34,7 +34,7 @@ from vaelab.folder import FORMAT, RunFolder
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
 from vaelab.priors import FlowPrior, MixturePrior, TwoStage
-from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator
+from vaelab.runtime import Noise, RowNoise, StepNoise, derived_seed, epoch_order, generator, seeded
 from vaelab.specs import Spec
 
 BOUND_SAMPLES = 100  # of the importance-weighted bound on log p(z), where a prior has no density
@@ -109,8 +109,7 @@ def refit(run: Run, model: VAE, data: Dataset, prior: Spec, how: Fitting | None 
             f"{_LATENTS[model.space]}: only another training gives this model another prior"
         )
     fitted = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(how.seed, "refit").initial_seed())
+    with seeded(derived_seed(how.seed, "refit")):
         fitted.prior_part = prior.build(model.posterior_head, model.shape)
     codes = encode(model, data, "train", how.seed)
     epochs = _fit(fitted.prior_part, codes, how)

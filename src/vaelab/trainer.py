@@ -37,6 +37,7 @@ from vaelab.runtime import (
     Noise,
     RowNoise,
     StepNoise,
+    derived_seed,
     epoch_order,
     generator,
     has_fast_bf16,
@@ -44,6 +45,7 @@ from vaelab.runtime import (
     machine,
     reseed,
     resolve_precision,
+    seeded,
 )
 from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
@@ -61,8 +63,7 @@ def likelihood_of(run: Run, shape: Shape) -> Spec:
 def build_model(run: Run, shape: Shape) -> VAE:
     """Make a run's model for images of this shape, with weights that depend on the run's seed alone."""
     likelihood = likelihood_of(run, shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(run.training.seed, "weights").initial_seed())
+    with seeded(derived_seed(run.training.seed, "weights")):
         model = VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
         if run.training.init == "glorot":
             initialise(model)
@@ -139,8 +140,7 @@ class Trainer:
             head.start_at(self.model.eval().encoder(self._some_images(head.spec.num_codes)))
 
     def _build_networks(self) -> nn.ModuleDict:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator(self.run.training.seed, "networks").initial_seed())
+        with seeded(derived_seed(self.run.training.seed, "networks")):
             return self.run.objective.networks(self.model).to(self.device)
 
     def _require_fit(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from vaelab.evaluate.importance import effective_sample_size
 from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import RowNoise, generator, reseed
+from vaelab.runtime import RowNoise, derived_seed, generator, seeded
 from vaelab.samplers import Annealed, annealed_importance_sampling, pilot_step_sizes, sigmoid_schedule
 
 Start = Literal["encoder", "prior"]
@@ -408,8 +408,5 @@ def _seeded(seed: int, row: int, device: torch.device) -> Generator[None]:
 
     They sample from it, and accept no other: one thread at a time.
     """
-    accelerator = device.type != "cpu"
-    devices, kind = ([device], device.type) if accelerator else ([], "cuda")
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices, device_type=kind):
-        reseed(seed, row, device)
+    with _GLOBAL_GENERATOR, seeded(derived_seed(seed, "dropout", row, 0), device):  # the seed that ``reseed`` gives
         yield

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaelab.data.datasets import BATCH
 from vaelab.models import VAE
+from vaelab.runtime import seeded
 
 Way = Literal["linear", "spherical"]
 
@@ -33,9 +34,8 @@ def decode(model: VAE, z: Tensor, batch_size: int = BATCH) -> Tensor:
 
 
 def sample_prior(model: VAE, count: int, seed: int) -> Tensor:
-    """Latents (N, D) from the prior: the same for the same seed, and torch's global generator is left alone."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+    """Latents (N, D) from the prior: the same for a seed on one kind of device, and no global generator is moved."""
+    with seeded(seed, next(model.parameters()).device), torch.no_grad():
         return model.prior().sample((count,))
 
 
