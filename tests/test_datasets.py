@@ -8,7 +8,8 @@ import torch
 
 from test_readers import idx_bytes
 from vaelab.data import load
-from vaelab.data.augment import Motion, augment, move
+from vaelab.config import Augment
+from vaelab.data.augment import augment, move
 from vaelab.data.datasets import Dataset, binarize, binarize_batch
 from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
@@ -169,12 +170,12 @@ class TestAugment:
     def test_share_and_strength(self):
         x = torch.rand(400, 1, 12, 12)
         batch = Batch(x)
-        assert augment(batch, Motion(5, 1, 0.0), StepNoise(0, 0)) is batch
-        some = augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x
+        assert augment(batch, Augment(5, 1, 0.0), StepNoise(0, 0)) is batch
+        some = augment(batch, Augment(5, 1, 0.3), StepNoise(0, 0)).x
         changed = (some != x).flatten(1).any(1)
         assert 0.2 < changed.float().mean() < 0.4
         assert torch.equal(some[~changed], x[~changed]), "the others stay exact"
-        assert torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x)
-        assert not torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 1)).x)
-        assert (augment(batch, Motion(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
-        assert torch.equal(augment(batch, Motion(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"
+        assert torch.equal(some, augment(batch, Augment(5, 1, 0.3), StepNoise(0, 0)).x)
+        assert not torch.equal(some, augment(batch, Augment(5, 1, 0.3), StepNoise(0, 1)).x)
+        assert (augment(batch, Augment(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
+        assert torch.equal(augment(batch, Augment(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"

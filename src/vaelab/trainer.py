@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vaelab import specs
 from vaelab.compiling import choose
 from vaelab.config import Run, require_effect
-from vaelab.data.augment import Motion, augment
+from vaelab.data.augment import augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
 from vaelab.distributed import Moving, Team
@@ -110,7 +110,6 @@ class Trainer:
         self.optimizers = {name: run.optimizer.build(group, self.schedule(0)) for name, group in self.groups.items()}
         self.plateaus = [_plateau(run.schedule, optimizer) for optimizer in self.optimizers.values()]
         self.average = _average(self.model, run.training.ema_decay)
-        self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
         wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
         self.compiled = self.team.agree(wanted)
@@ -191,8 +190,8 @@ class Trainer:
         noise = StepNoise(self.run.training.seed, self.step, self.device, self.team.rank, self.team.world)
         first = within * self.batch_size + self.team.rank * self.rows_per_step
         batch = self.data.train.raw(self.order[first : first + self.rows_per_step])
-        if self.motion.prob > 0:
-            batch = augment(replace(batch, x=unit(batch.x)), self.motion, noise)
+        if self.run.augment.augment_prob > 0:
+            batch = augment(replace(batch, x=unit(batch.x)), self.run.augment, noise)
         if self.has_dropout or self.run.objective.samples:
             reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)
