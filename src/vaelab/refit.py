@@ -111,10 +111,10 @@ def refit(run: Run, model: VAE, data: Dataset, prior: Spec, how: Fitting | None 
     fitted = copy.deepcopy(model)
     with seeded(derived_seed(how.seed, "refit")):
         fitted.prior_part = prior.build(model.posterior_head, model.shape)
-    codes = encode(model, data, "train", how.seed)
+    codes = draw_codes(model, data, "train", how.seed)
     epochs = _fit(fitted.prior_part, codes, how)
     fitted.eval()
-    held_out = encode(model, data, "validation", EVALUATION_SEED)
+    held_out = draw_codes(model, data, "validation", EVALUATION_SEED)
     values, hows = zip(*(_score(one, held_out) for one in (model, fitted)), strict=True)
     before, after, gain = (
         Estimate.of(value, "nats", protocol_of(data, "validation", f"log p(z) of a code of each, {words}"))
@@ -127,7 +127,7 @@ _LATENTS = {"sphere": "directions", "categories": "one-hot vectors", "codes": "v
 
 
 @torch.no_grad()
-def encode(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
+def draw_codes(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
     """One draw from the posterior of each image of a split, (N, D), whatever device or batch size computes it.
 
     Raises:
