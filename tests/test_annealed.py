@@ -20,7 +20,7 @@ from vaelab.evaluate.elbo import bound_protocol
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.recipes import recipe
-from vaelab.samplers import annealed_importance_sampling, hmc, pilot_step_sizes, sigmoid_schedule
+from vaelab.samplers import annealed_importance_sampling, pilot_step_sizes, sigmoid_schedule
 from vaelab.train import fit
 
 # --- one transition -------------------------------------------------------------------------------------------------
@@ -36,12 +36,17 @@ def noise(seed, rows, dims, uniforms=()):
 
 def moved(log_density, z, eps, transitions, metropolis=True, num_leapfrog=3):
     """The rows after some transitions, and the share of those that were accepted."""
-    shares = []
+
+    def log_densities(z):
+        return (log_density(z),)
+
+    shares, point = [], samplers._at(log_densities, z)
     for i in range(transitions):
         momentum, uniform = noise(i, *z.shape)
-        z, accepted = hmc(log_density, z, torch.full((len(z),), eps), momentum, uniform * metropolis, num_leapfrog)
+        steps = torch.full((len(z),), eps), momentum, uniform * metropolis, num_leapfrog
+        point, accepted, _ = samplers._transition(log_densities, torch.ones(1), point, *steps)
         shares.append(accepted.float().mean().item())
-    return z, sum(shares) / transitions
+    return point.z, sum(shares) / transitions
 
 
 def assert_moments(z):

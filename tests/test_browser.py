@@ -584,6 +584,29 @@ def test_links_that_do_not_fit_start_anew(opened, address, wide, link):
     assert page.input_value("#temperature") == "1"
 
 
+def test_a_model_of_one_dimension_starts_with_nothing_kept(opened, tmp_path):
+    world = world_of(trained(tmp_path, "mlp-2d", "--data", "digits", "--latent-dim", "1", "--epochs", "1"))
+    with served(world) as address:
+        page = opened(address)
+        assert page.inner_text("#picture-caption").startswith("test image"), "no code of a link"
+        assert page.is_disabled("#play"), "A and B are empty"
+        keep(page, ("A", 3), ("B", 5))
+        z = z_of(page)
+        again = opened(page.url)
+        assert np.allclose(z_of(again), z, atol=1e-6)
+        assert not again.is_disabled("#play")
+
+
+def test_the_skip_link_leaves_the_state_as_it_is(page):
+    keep(page, ("A", 3), ("B", 5))
+    before = page.inner_text("#picture-caption")
+    page.locator(".skip").evaluate("(link) => link.click()")
+    page.wait_for_function("location.hash === '#map-panel'")
+    settled(page)
+    assert page.inner_text("#picture-caption") == before
+    assert not page.is_disabled("#play")
+
+
 # --- for everybody --------------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from test_readers import idx_bytes
+from vaelab.config import Augment
 from vaelab.data import load
-from vaelab.data.augment import Motion, augment, move
+from vaelab.data.augment import augment, move
 from vaelab.data.datasets import Dataset, binarize, binarize_batch
 from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
@@ -134,6 +136,42 @@ def test_unknown_data_are_named(tmp_path):
         load("digits", reading=Reading(channels=3))
 
 
+def test_protocols_of_another_name_are_no_protocol():
+    with pytest.raises(UsageError, match="no protocol 'Dynamic'; did you mean 'dynamic'"):
+        load("digits", protocol="Dynamic")
+
+
+@pytest.mark.parametrize("label", [-1, 10**9])
+def test_labels_that_cannot_be_class_numbers_are_named(tmp_path, label):
+    x, y = np.random.default_rng(0).random((40, 9, 10)), np.arange(40) % 3
+    y[7] = label
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    with pytest.raises(FailureError, match=rf"a.npz\[y\] holds labels from .*{label}.*from 0"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_images_of_black_and_white_bytes_are_binary_whatever_they_are_kept_in(tmp_path):
+    """So a Bernoulli of them is a likelihood, and no protocol changes them."""
+    x = np.random.default_rng(0).integers(0, 2, (30, 10, 9)).astype(np.uint8) * np.uint8(255)
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
+    np.save(tmp_path / "array.npy", x)
+    np.save(tmp_path / "numbers.npy", x.astype(np.int64))
+    for i, image in enumerate(x):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i:02}.png")
+    for name in ("idx", "array.npy", "numbers.npy", "folder"):
+        data = load(str(tmp_path / name))
+        assert data.binary, name
+        assert data.pixels == "binary pixels"
+        assert torch.equal(data.train.x[:, 0], torch.from_numpy(x)[data.train.index])
+        drawn = load(str(tmp_path / name), protocol="static")
+        assert all(torch.equal(drawn.split(part).x, data.split(part).x) for part in ("train", "validation", "test"))
+    x[3, 2, 1] = 254
+    np.save(tmp_path / "array.npy", x)
+    assert not load(str(tmp_path / "array.npy")).binary
+
+
 def test_frey_face_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("VAELAB_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -169,12 +207,12 @@ class TestAugment:
     def test_share_and_strength(self):
         x = torch.rand(400, 1, 12, 12)
         batch = Batch(x)
-        assert augment(batch, Motion(5, 1, 0.0), StepNoise(0, 0)) is batch
-        some = augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x
+        assert augment(batch, Augment(5, 1, 0.0), StepNoise(0, 0)) is batch
+        some = augment(batch, Augment(5, 1, 0.3), StepNoise(0, 0)).x
         changed = (some != x).flatten(1).any(1)
         assert 0.2 < changed.float().mean() < 0.4
         assert torch.equal(some[~changed], x[~changed]), "the others stay exact"
-        assert torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 0)).x)
-        assert not torch.equal(some, augment(batch, Motion(5, 1, 0.3), StepNoise(0, 1)).x)
-        assert (augment(batch, Motion(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
-        assert torch.equal(augment(batch, Motion(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"
+        assert torch.equal(some, augment(batch, Augment(5, 1, 0.3), StepNoise(0, 0)).x)
+        assert not torch.equal(some, augment(batch, Augment(5, 1, 0.3), StepNoise(0, 1)).x)
+        assert (augment(batch, Augment(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
+        assert torch.equal(augment(batch, Augment(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"

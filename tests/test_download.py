@@ -29,6 +29,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body[: len(body) // 2])
             return
+        if self.path.startswith("/nonsense/"):
+            self.wfile.write(b"no status line\r\n\r\n")
+            self.close_connection = True
+            return
         super().do_GET()
 
 
@@ -50,7 +54,7 @@ def server(tmp_path):
         thread.join()
 
 
-@pytest.mark.parametrize("first", ["nowhere", "short", "wrong", "garbage"])
+@pytest.mark.parametrize("first", ["nowhere", "short", "wrong", "garbage", "nonsense"])
 def test_a_bad_host_is_passed_over_for_a_good_one(server, tmp_path, first):
     download(tmp_path / "cache", [f"{server}/{first}", f"{server}/good"], SHA256, timeout=5)
     assert gzip.decompress((tmp_path / "cache" / "images.gz").read_bytes()) == CONTENT
@@ -61,8 +65,9 @@ def test_a_bad_host_is_passed_over_for_a_good_one(server, tmp_path, first):
 
 @pytest.mark.parametrize(
     ("host", "reason"),
-    [("nowhere", "HTTP 404"), ("short", "cut short"), ("wrong", "wrong content"), ("garbage", "gzipped")],
-)
+    [("nowhere", "HTTP 404"), ("short", "cut short"), ("wrong", "wrong content"), ("garbage", "gzipped"),
+     ("nonsense", r"\(no status line\)")],
+)  # fmt: skip
 def test_without_a_good_host_every_failure_is_named_and_nothing_is_left(server, tmp_path, host, reason):
     with pytest.raises(FailureError, match=reason) as error:
         download(tmp_path / "cache", [f"{server}/{host}", "http://127.0.0.1:9"], SHA256, timeout=5)

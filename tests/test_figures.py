@@ -1,15 +1,18 @@
 """Figures show what they say: right pixels in the right place, upright, labelled; animations loop."""
 
+import contextlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vaelab import figures, pictures
+from vaelab import figures, media, pictures
 from vaelab.config import override
 from vaelab.errors import UsageError
+from vaelab.figures import decoding
 from vaelab.recipes import recipe
 from vaelab.train import fit
 
@@ -51,6 +54,16 @@ def test_reconstructions_stand_below_their_images(wide, digits):
     assert np.corrcoef(top.ravel(), bottom.ravel())[0, 1] > 0.6, "the reconstruction is of this image"
 
 
+def test_an_unfinished_row_of_reconstructions_stands_below_its_images(wide, digits):
+    x = digits.test.rows(slice(0, 4)).x
+    whole, ragged = figures.reconstructions(wide, x), figures.reconstructions(wide, x, columns=3)
+    assert shown(whole).shape == (2 * 30 - 2, 4 * 30 - 2), "no wider than there are images"
+    np.testing.assert_array_equal(shown(whole), shown(figures.reconstructions(wide, x, columns=4)))
+    np.testing.assert_array_equal(shown(ragged)[60:, :28], shown(whole)[:, 90:])
+    assert (shown(ragged)[60:, 30:] == 0.5).all()
+    assert whole.axes[0].get_yticks().tolist() == [14, 44], "the middles of the rows"
+
+
 def test_the_manifold_is_a_grid_of_equal_prior_probability(model):
     figure = figures.manifold(model, side=5)
     canvas = shown(figure)
@@ -90,6 +103,25 @@ def test_samples_depend_on_their_seed_alone(model):
     assert shown(figures.samples(model, 9)).shape == (3 * 30 - 2, 3 * 30 - 2)
 
 
+def test_what_a_model_on_a_gpu_decodes_comes_to_the_cpu():
+    """The images of this model can do nothing else: a real device is not to be had everywhere."""
+    images = torch.rand(600, 1, 4, 4)
+    there = SimpleNamespace(
+        parameters=lambda: iter([torch.empty(0)]),
+        likelihood=lambda z: SimpleNamespace(mean=SimpleNamespace(cpu=lambda: images[z[:, 0].long()])),
+    )
+    assert torch.equal(figures.decode(there, torch.arange(600.0)[:, None]), images)
+
+
+def test_samples_are_seeded_on_the_device_that_draws_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(decoding, "seeded", lambda *given: asked.append(given) or contextlib.nullcontext())
+    there = torch.device("meta")
+    model = SimpleNamespace(parameters=lambda: iter([torch.empty(0, device=there)]), prior=lambda: torch.distributions.Normal(0, 1))  # fmt: skip
+    figures.sample_prior(model, 4, seed=3)
+    assert asked == [(3, there)]
+
+
 def test_a_walk_passes_through_its_codes_smoothly_and_ends_where_it_began(wide, digits):
     codes = torch.from_numpy(figures.encode(wide, digits.test.rows(slice(0, 3)).x))
     frames = figures.walk(wide, codes, frames=12, hold=4)
@@ -114,6 +146,9 @@ def test_history_panels_show_both_curves_with_axes():
     assert list(total[1].get_ydata()) == [101 / e for e in range(1, 6)]
     assert all(axes.get_xlabel() == "epoch" for axes in figure.axes[:4])
     assert figures.loss_curve(history[:1]).axes[0].get_ylabel() == "nats per image"
+    for draw in (figures.loss_curve, figures.training_history):
+        lines = [line for axes in draw(history[:1]).axes for line in axes.get_lines()]
+        assert {line.get_marker() for line in lines} == {"o"}, "one epoch is a dot in every panel"
 
 
 class TestAnimation:
@@ -127,7 +162,7 @@ class TestAnimation:
         return pictures_
 
     def test_it_goes_through_the_classes_asked_for(self, wide, digits):
-        frames = self.frames(pictures.animation(wide, digits, "19", frames=6, hold=2))
+        frames = self.frames(media.gif(pictures.digits(wide, digits, "19", frames=6, hold=2)))
         assert frames[0].shape == (140, 140)
         assert len(frames) >= 12
         codes = figures.encode(wide, digits.validation.rows(slice(None)).x)
@@ -138,17 +173,17 @@ class TestAnimation:
         assert np.abs(small - expected).mean() < 0.05
 
     def test_a_digit_that_comes_again_is_another_image(self, wide, digits):
-        frames = self.frames(pictures.animation(wide, digits, "11", frames=3, hold=1))
+        frames = self.frames(media.gif(pictures.digits(wide, digits, "11", frames=3, hold=1)))
         assert any(np.abs(frames[0].astype(int) - frame).max() > 10 for frame in frames[1:])
 
-    @pytest.mark.parametrize(("digits_", "message"), [("1x", "no class 'x'"), ("3", "too short"), ("", "too short")])
-    def test_what_it_cannot_pass_through(self, wide, digits, digits_, message):
+    @pytest.mark.parametrize(("names", "message"), [("1x", "no class 'x'"), ("3", "too short"), ("", "too short")])
+    def test_what_it_cannot_pass_through(self, wide, digits, names, message):
         with pytest.raises(UsageError, match=message):
-            pictures.animation(wide, digits, digits_)
+            pictures.digits(wide, digits, names)
 
     def test_images_without_classes(self, wide, tmp_path):
         import vaelab
 
         np.save(tmp_path / "a.npy", np.random.default_rng(0).random((40, 28, 28)))
         with pytest.raises(UsageError, match="has no classes"):
-            pictures.animation(wide, vaelab.load(str(tmp_path / "a.npy")), "19")
+            pictures.digits(wide, vaelab.load(str(tmp_path / "a.npy")), "19")

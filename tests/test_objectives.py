@@ -16,8 +16,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from oracle import bend, dataset, linear_vae, sample_images
 from vaelab import objectives, specs
 from vaelab.compiling import can_compile
-from vaelab.config import override
-from vaelab.data.augment import Motion, augment
+from vaelab.config import Augment, override
+from vaelab.data.augment import augment
 from vaelab.data.datasets import binarize_batch
 from vaelab.divergences import (
     aggregate_log_prob,
@@ -756,7 +756,7 @@ def test_the_size_of_the_data_reaches_the_objective(digits):
     assert digits.scored("validation", slice(0, 5)).total == len(digits.validation)
     for kept in (
         binarize_batch(batch, NOISE),
-        augment(batch, Motion(5, 1, 1.0), NOISE),
+        augment(batch, Augment(5, 1, 1.0), NOISE),
         _with_images(batch, [batch.x, batch.index] if batch.y is None else [batch.x, batch.y, batch.index]),
     ):
         assert kept.total == 1437

@@ -58,6 +58,16 @@ class TestIdx:
         with pytest.raises(FailureError, match="labels for the 3 images"):
             read_idx_pair(tmp_path / "x", tmp_path / "y")
 
+    @pytest.mark.parametrize(
+        "labels", [np.array([0, -1, 1], ">i1"), np.array([0, 1, 1.5], ">f4"), np.array([0, 1, 10**9], ">i4")]
+    )
+    def test_labels_are_class_numbers(self, tmp_path, pixels, labels):
+        code = {"i1": 0x09, "f4": 0x0D, "i4": 0x0C}[labels.dtype.str[1:]]
+        (tmp_path / "x").write_bytes(idx_bytes(pixels))
+        (tmp_path / "y").write_bytes(struct.pack(">HBBI", 0, code, 1, 3) + labels.tobytes())
+        with pytest.raises(FailureError, match=r"y holds .*from 0"):
+            read_idx_pair(tmp_path / "x", tmp_path / "y")
+
 
 def save(path, array, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +125,13 @@ class TestFolder:
     def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
         Image.fromarray(np.array([[0, 257 * 100, 65535]] * 9, np.uint16).repeat(3, 1)).save(tmp_path / "a.png")
         assert sorted(set(read_folder(tmp_path, None, None).x.ravel().tolist())) == [0, 100, 255]
+
+    def test_floating_point_pixels_are_refused_not_clipped(self, tmp_path):
+        Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "a.tiff")
+        with pytest.raises(
+            FailureError, match=r"a.tiff is not an image that can be read \(its pixels are floating-point"
+        ):
+            read_folder(tmp_path, None, None)
 
     def test_size_scales_to_cover_and_crops_the_centre(self, tmp_path):
         picture = np.zeros((10, 30), np.uint8)

@@ -23,7 +23,7 @@ from vaelab.loading import load_model
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import MixturePrior, TwoStage
-from vaelab.refit import Fitting, encode, refit
+from vaelab.refit import Fitting, draw_codes, refit
 from vaelab.runtime import RowNoise, StepNoise
 
 SMALL = {"mixture": specs.Mixture(3, "full"), "flow": specs.FlowPrior(num_transforms=2, hidden_dims=(16,)),
@@ -195,7 +195,7 @@ def test_a_mixture_of_one_full_normal_is_the_codes_mean_and_covariance():
     model, x = ring(300)
     data = dataset_of(x)
     pz = refit(RUN, model, data, specs.Mixture(1, "full")).model.prior()
-    z = encode(model, data, "train", Fitting().seed)
+    z = draw_codes(model, data, "train", Fitting().seed)
     expected = MultivariateNormal(z.mean(0), torch.cov(z.mT, correction=0))
     torch.testing.assert_close(pz.log_prob(z), expected.log_prob(z), atol=1e-3, rtol=1e-4)
 

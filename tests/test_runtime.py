@@ -1,5 +1,6 @@
 """Noise is a function of (seed, stream, step) and of nothing else; schedules are functions of the step."""
 
+import contextlib
 import math
 import os
 import platform
@@ -24,6 +25,7 @@ from vaelab.runtime import (
     prefers_onednn,
     resolve_device,
     resolve_precision,
+    seeded,
 )
 from vaelab.train import fit
 from vaelab.trainer import Trainer
@@ -52,6 +54,30 @@ def test_streams_are_uncorrelated_and_of_the_right_law():
     assert u.min() >= 0
     assert u.max() < 1
     assert abs(u.mean() - 0.5) < 0.02
+
+
+def test_a_seeded_block_draws_from_its_seed_and_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(7):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(7):
+        assert torch.equal(torch.rand(3), drawn)
+    assert not torch.equal(drawn, expected)
+
+
+def test_a_seeded_block_seeds_the_generator_of_a_gpu_too_and_restores_it(monkeypatch):
+    done, device = [], torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: done.append((state, device)))
+    monkeypatch.setattr(torch.cuda, "manual_seed", done.append)
+    with seeded(7, device):
+        assert done == [7]
+        assert torch.default_generator.initial_seed() == 7
+    assert done == [7, ("state of cuda:0", device)]
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import figures, media, pictures
+from vaelab import figures, media, pictures, report
 from vaelab.cli import main
 from vaelab.errors import UsageError
 from vaelab.evaluate.neighbours import nearest_images
@@ -132,6 +133,12 @@ def test_a_copy_of_a_training_image_is_found(digits):
 
 def test_no_more_neighbours_than_there_are(digits):
     assert nearest_images(digits.test.rows(slice(0, 2)).x, digits.train.first(3), 5).rows.shape == (2, 3)
+
+
+def test_of_one_training_image_there_is_no_second_neighbour_to_report(scene):
+    alone = replace(scene.data, train=scene.data.train.first(1))
+    strips = report._neighbours(replace(scene, data=alone)).strips
+    assert [strip.label for strip in strips] == ["sample", "closest"]
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------

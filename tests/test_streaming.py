@@ -1,5 +1,6 @@
 """Images that stay on disk are the same images, train the same bits, and take no memory."""
 
+import concurrent.futures
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vaelab.cli import main
 from vaelab.config import override
-from vaelab.data import load, streaming
+from vaelab.data import load, readers, streaming
 from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
@@ -80,14 +81,17 @@ def test_a_folder_on_disk_is_the_folder_in_memory(images, reading, tmp_path, str
     assert len(list(cache.iterdir())) == 1, "one file, and nothing half-made"
 
 
+def counted(monkeypatch) -> list[Path]:
+    """The files that are read from now on."""
+    read, original = [], readers.read_image
+    monkeypatch.setattr(readers, "read_image", lambda path, image_size: read.append(path) or original(path, image_size))
+    return read
+
+
 def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, streamed, cache, monkeypatch, caplog):
     root = folder_of(GREY, tmp_path / "pictures")
     streamed()
-    read: list[Path] = []
-    original = streaming.read_image
-    monkeypatch.setattr(
-        streaming, "read_image", lambda path, image_size: read.append(path) or original(path, image_size)
-    )
+    read = counted(monkeypatch)
     with caplog.at_level(logging.INFO):
         load(str(root))
     assert len(read) == 1 + len(GREY), "the first tells the size"
@@ -106,6 +110,17 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, streamed, 
     torch.testing.assert_close(both[row, 0], expected)
 
 
+def test_a_folder_that_two_ask_for_at_once_is_decoded_by_one(tmp_path, streamed, cache, monkeypatch):
+    root = folder_of(GREY, tmp_path / "pictures")
+    streamed()
+    read = counted(monkeypatch)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, [str(root)] * 2)
+    same(first, second)
+    assert len(read) == 2 + len(GREY), "of both the first tells the size"
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_decoding_that_fails_leaves_nothing(tmp_path, streamed, cache, monkeypatch):
     root = folder_of(GREY, tmp_path / "pictures")
     streamed()
@@ -118,14 +133,19 @@ def test_decoding_that_fails_leaves_nothing(tmp_path, streamed, cache, monkeypat
         load(str(root))
     assert list(cache.iterdir()) == []
     (root / "class1" / "odd.png").unlink()
-    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    with pytest.raises(FailureError, match="GB free"):
-        load(str(root))
+    coloured = 3 * GREY.size
+    for free in (100, coloured, coloured + GREY.size - 1):  # at last there are images of three channels and of one
+        monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
+        with pytest.raises(FailureError, match="GB free"):
+            load(str(root))
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": coloured}))
+    load(str(root), reading=Reading(channels=3))
 
 
 @pytest.mark.parametrize(
-    "array", [GREY, COLOUR, COLOUR.transpose(0, 3, 1, 2), GREY.astype(np.float32) / 255, np.asfortranarray(GREY)]
-)
+    "array", [GREY, COLOUR, COLOUR.transpose(0, 3, 1, 2), GREY.astype(np.float32) / 255, np.asfortranarray(GREY),
+              (GREY > 99) * np.uint8(255)],
+)  # fmt: skip
 def test_an_array_on_disk_is_the_array_in_memory_and_stays_as_it_is(array, tmp_path, streamed):
     path = saved(array, tmp_path / "images.npy")
     before, whole = path.read_bytes(), load(str(path))
@@ -147,8 +167,9 @@ def test_values_that_must_be_converted_are_read_into_memory(array, tmp_path, str
     same(whole, again)
 
 
-def test_bad_values_and_a_protocol_that_needs_memory_are_one_line(tmp_path, streamed):
+def test_bad_values_and_a_protocol_that_needs_memory_are_one_line(tmp_path, streamed, monkeypatch):
     streamed()
+    monkeypatch.setattr(streaming, "PIECE", 16)  # what is bad lies in the third
     bad = GREY.astype(np.float32) / 255
     bad[40, 0, 0] = np.nan
     with pytest.raises(FailureError, match="NaN"):

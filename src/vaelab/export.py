@@ -24,7 +24,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import Noise, Sampler, generator
+from vaelab.runtime import Noise, Sampler, generator, seeded
 
 Graph = Literal["encoder", "decoder", "scorer"]
 OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
@@ -60,8 +60,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.model.likelihood(z).mean
+    def forward(self, z: Tensor) -> tuple[Tensor]:
+        return (self.model.likelihood(z).mean,)
 
 
 class Scorer(nn.Module):
@@ -203,26 +203,23 @@ def _without_traces(made: Any) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """Without what torch's exporter says about itself."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loud]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loud:
-            logger.setLevel(logging.ERROR)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loud, before, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)
 
 
-def onnx_session(content: bytes, threads: int = 1) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def onnx_session(content: bytes) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """A function that runs a graph in onnxruntime."""
     _require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
@@ -263,7 +260,7 @@ def parity(model: VAE, graph: Graph, content: bytes, inputs: Tensor) -> list[Par
     for size in BATCHES:
         rows = inputs[:size]
         with torch.no_grad():
-            expected = _outputs(module, rows)
+            expected = module(rows)
         for name, tensor, theirs in zip(names, expected, run(rows.numpy()), strict=True):
             ours = tensor.double().numpy()
             if ours.shape != theirs.shape:
@@ -315,21 +312,15 @@ def check_safetensors(model: VAE, content: bytes, x: Tensor) -> None:
     with torch.no_grad():
         checks: dict[Graph, Tensor] = {"encoder": x, "decoder": codes_to_check(model, x)}
         for graph, inputs in checks.items():
-            ours, theirs = (torch.cat([part.flatten() for part in _outputs(_GRAPHS[graph](m), inputs)])
+            ours, theirs = (torch.cat([part.flatten() for part in _GRAPHS[graph](m).eval()(inputs)])
                             for m in (model, again))  # fmt: skip
             if not torch.equal(ours, theirs):
                 raise FailureError(f"the {graph} of the safetensors file differs from the model's: nothing is written")
 
 
-def _outputs(module: nn.Module, rows: Tensor) -> tuple[Tensor, ...]:
-    found = module.eval()(rows)
-    return found if isinstance(found, tuple) else (found,)
-
-
 def codes_to_check(model: VAE, x: Tensor) -> Tensor:
     """Codes (M, D) that a decoder is checked with: half of images, half of the prior."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with torch.no_grad(), seeded(0):
         drawn = model.prior().sample((len(x),))
         codes = model.center(x)
     return torch.stack([codes, drawn], 1).flatten(0, 1)[: len(x)]

@@ -132,18 +132,15 @@ def progress(scene: Scene) -> Content:
     with torch.no_grad():
         x_hat = figures.decode(scene.model, scene.model.center(x))
     made = figures.decode(scene.model, figures.sample_prior(scene.model, 3 * columns, 0))
-    return figures.tile(torch.cat([_full_row(x, columns), _full_row(x_hat, columns), made]), columns, gap=1)
-
-
-def _full_row(images: Tensor, columns: int) -> Tensor:
-    return torch.cat([images.cpu(), images.new_full((columns - len(images), *images.shape[1:]), 0.5).cpu()])
+    rows = [figures.padded(x, columns), figures.padded(x_hat, columns), made]
+    return figures.tile(torch.cat(rows), columns, gap=1)
 
 
 # --- films ----------------------------------------------------------------------------------------------------------
 
 
-def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
-    """Frames (F, C, H, W) that move through the codes of real validation images, in the order of ``digits``.
+def digits(model: VAE, data: Dataset, names: str, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
+    """Frames (F, C, H, W) that move through the codes of real validation images, in the order of ``names``.
 
     Each digit is one image's code (the most typical of its class); a digit that comes again is another image of its
     class, so that the walk does not stand still.
@@ -151,7 +148,7 @@ def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: in
     Args:
         model: the model.
         data: a data set with classes.
-        digits: class names of one character each.
+        names: of classes, one character each.
         frames: frames from one digit to the next.
         hold: frames of rest on each digit.
         way: along straight lines or great circles.
@@ -162,27 +159,22 @@ def digits(model: VAE, data: Dataset, digits: str, *, frames: int = 16, hold: in
     split = data.validation
     if split.y is None or not data.classes:
         raise UsageError(f"{data.name} has no classes: an animation moves between classes of images")
-    unknown = [digit for digit in digits if digit not in data.classes]
-    if unknown or len(digits) < 2:
-        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{digits!r} is too short"
+    unknown = [digit for digit in names if digit not in data.classes]
+    if unknown or len(names) < 2:
+        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{names!r} is too short"
         raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
     require_real(model, "an animation")
     codes = codes_of(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}
     path: list[Any] = []
-    for digit in digits:
+    for digit in names:
         rows = typical_rows(codes, labels, data.classes.index(digit))
         if len(rows) == 0:
             raise UsageError(f"the validation split has no image of class {digit!r}")
         path.append(codes[rows[seen.get(digit, 0) % len(rows)]])
         seen[digit] = seen.get(digit, 0) + 1
     return figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold, way=way)
-
-
-def animation(model: VAE, data: Dataset, digits_: str, *, frames: int = 16, hold: int = 6) -> bytes:
-    """A looping GIF of ``digits``."""
-    return media.gif(digits(model, data, digits_, frames=frames, hold=hold))
 
 
 def wandering(scene: Scene, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
@@ -223,20 +215,10 @@ def training_film(folder: Path, suffix: str = ".gif") -> bytes:
 
 # What can be drawn of any run by its name alone; the doc string says what it shows.
 FIGURES: Mapping[str, Callable[[Scene], Content]] = {
-    "samples": samples,
-    "reconstructions": reconstructions,
-    "latent": latent,
-    "manifold": manifold,
-    "traversals": traversals,
-    "interpolation": interpolation,
-    "arithmetic": arithmetic,
-    "kl_bars": kl_bars,
-    "rate_distortion": rate_distortion,
-    "weights": weights,
-    "neighbours": neighbours,
-    "loss_curve": loss_curve,
-    "training_history": training_history,
-}
+    draw.__name__: draw
+    for draw in (samples, reconstructions, latent, manifold, traversals, interpolation, arithmetic, kl_bars,
+                 rate_distortion, weights, neighbours, loss_curve, training_history)
+}  # fmt: skip
 
 DRAW: Mapping[str, Callable[[Scene], Content]] = {
     **FIGURES,

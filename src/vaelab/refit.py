@@ -34,7 +34,7 @@ from vaelab.folder import FORMAT, RunFolder
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
 from vaelab.priors import FlowPrior, MixturePrior, Prior, TwoStage
-from vaelab.runtime import Noise, RowNoise, StepNoise, epoch_order, generator
+from vaelab.runtime import Noise, RowNoise, StepNoise, derived_seed, epoch_order, generator, seeded
 from vaelab.specs import Spec
 
 BOUND_SAMPLES = 100  # of the importance-weighted bound on log p(z), where a prior has no density
@@ -109,13 +109,12 @@ def refit(run: Run, model: VAE, data: Dataset, prior: Spec, how: Fitting | None 
             f"{_LATENTS[model.space]}: only another training gives this model another prior"
         )
     fitted = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(how.seed, "refit").initial_seed())
+    with seeded(derived_seed(how.seed, "refit")):
         fitted.prior_part = prior.build(model.posterior_head, model.shape)
-    codes = encode(model, data, "train", how.seed)
+    codes = draw_codes(model, data, "train", how.seed)
     epochs = _fit(fitted.prior_part, codes, how)
     fitted.eval()
-    held_out = encode(model, data, "validation", EVALUATION_SEED)
+    held_out = draw_codes(model, data, "validation", EVALUATION_SEED)
     values, hows = zip(*(_score(one, held_out) for one in (model, fitted)), strict=True)
     before, after, gain = (
         Estimate.of(value, "nats", protocol_of(data, "validation", f"log p(z) of a code of each, {words}"))
@@ -128,7 +127,7 @@ _LATENTS = {"sphere": "directions", "categories": "one-hot vectors", "codes": "v
 
 
 @torch.no_grad()
-def encode(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
+def draw_codes(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
     """One draw from the posterior of each image of a split, (N, D), whatever device or batch size computes it.
 
     Raises:

@@ -223,7 +223,7 @@ def _neighbours(scene: Scene) -> Picture:
     return _grid("Does it memorise?", f"Samples, and below each the two closest of {found.searched:,} training images. "
                  f"Median distance {found.of_samples:.2f}; of reconstructed validation images, as smooth as samples, "
                  f"{found.of_held_out:.2f}; of a copy 0.",
-                 [("sample", found.samples), ("closest", found.nearest[:, 0]), ("second", found.nearest[:, 1])],
+                 [("sample", found.samples), *zip(("closest", "second"), found.nearest.unbind(1), strict=False)],
                  len(found.samples))  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from vaelab.errors import UsageError
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def _derived_seed(*key: int | str) -> int:
+def derived_seed(*key: int | str) -> int:
     """Hash a key of integers and names into 64 bits (``SeedSequence``: close keys give unrelated seeds)."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
@@ -37,7 +37,7 @@ def _derived_seed(*key: int | str) -> int:
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator on ``device`` whose numbers depend on ``key`` alone."""
-    return torch.Generator(device).manual_seed(_derived_seed(*key))
+    return torch.Generator(device).manual_seed(derived_seed(*key))
 
 
 Sampler = Callable[..., Tensor]
@@ -180,15 +180,32 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "
 
 def reseed(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
     """Reseed torch's global generator: dropout and torch's distributions draw from there and accept no other."""
-    state = _derived_seed(seed, "dropout", step, rank)
+    _seed(derived_seed(seed, "dropout", step, rank), device)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Generator[None]:
+    """Let torch's global generators, the CPU's and the device's, start from a seed in the block; then restore them.
+
+    Weights are first drawn from there, and so is ``Distribution.sample``, which accepts no other generator.
+    """
+    device = torch.device(device)
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):  # pyright: ignore[reportUnknownMemberType]
+        for one in (torch.device("cpu"), *devices):
+            _seed(seed, one)
+        yield
+
+
+def _seed(seed: int, device: torch.device) -> None:
     # Not torch.manual_seed: it also queues a call, with a formatted stack trace, for each backend that is not in use.
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(state)
+            torch.cuda.manual_seed(seed)
     elif device.type == "mps":
-        torch.mps.manual_seed(state)
+        torch.mps.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(state)
+        torch.default_generator.manual_seed(seed)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,9 +14,6 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-LogDensity = Callable[[Tensor], Tensor]
-"""Maps states (M, D) to unnormalised log-densities (M,), row by row, in nats."""
-
 LogDensities = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps states (M, D) to ``(log q0, log p*)``, each (M,): where a path starts and where it ends."""
 
@@ -41,48 +38,6 @@ class Annealed(NamedTuple):
     log_w: Tensor
     acceptance: Tensor
     z: Tensor
-
-
-def hmc(
-    log_density: LogDensity, z: Tensor, eps: Tensor, momentum: Tensor, uniform: Tensor, num_leapfrog: int = 10
-) -> tuple[Tensor, Tensor]:
-    r"""One Hamiltonian Monte Carlo transition of every row; it leaves each row's density invariant.
-
-    From :math:`H(z, r) = -\log p(z) + \frac12 |r|^2`, ``num_leapfrog`` leapfrog steps lead to :math:`(z', r')`, which
-    is accepted with probability :math:`\min(1, e^{H(z, r) - H(z', r')})`. A row whose proposal has a density or a
-    gradient that is not finite stays where it is.
-
-    Args:
-        log_density: the target.
-        z: (M, D), where the rows are.
-        eps: (M,), their step sizes.
-        momentum: (M, D), standard normal.
-        uniform: (M,), uniform in [0, 1).
-        num_leapfrog: gradients a transition, besides the one at ``z``.
-
-    Returns:
-        The new states (M, D), without a gradient, and which rows moved (M,), bool.
-
-    Reference:
-        Neal (2011), MCMC using Hamiltonian dynamics. https://arxiv.org/abs/1206.1901
-
-    Example:
-        From rest, half a radian around the circle that a standard normal's energy prescribes: z cos(0.5).
-
-        >>> z = torch.tensor([[1.0], [2.0]])
-        >>> moved, accepted = hmc(lambda z: -0.5 * z.square().sum(1), z, torch.full((2,), 0.1), torch.zeros(2, 1),
-        ...                       torch.full((2,), 0.5), num_leapfrog=5)
-        >>> moved.flatten(), accepted
-        (tensor([0.8775, 1.7550]), tensor([True, True]))
-    """
-
-    def log_densities(z: Tensor) -> tuple[Tensor, ...]:
-        return (log_density(z),)
-
-    point, accepted, _ = _transition(
-        log_densities, z.new_ones(1), _at(log_densities, z), eps, momentum, uniform, num_leapfrog
-    )
-    return point.z, accepted
 
 
 def sigmoid_schedule(num_distributions: int, radius: float = 4.0) -> Tensor:
@@ -171,7 +126,7 @@ def annealed_importance_sampling(
                 log_densities, weights, point, scattered, momentum, uniform[1], num_leapfrog
             )
             moves += accepted.cpu()
-    return Annealed(log_w, moves / len(eps) if len(eps) else torch.full_like(moves, torch.nan), point.z)
+    return Annealed(log_w, moves / len(eps), point.z)
 
 
 def pilot_step_sizes(
@@ -247,7 +202,18 @@ def _transition(
     uniform: Tensor,
     num_leapfrog: int,
 ) -> tuple[_Point, Tensor, Tensor]:
-    """HMC on the weighted sum of log-densities: the new point, which rows moved, and their probabilities to."""
+    r"""Hamiltonian Monte Carlo on the weighted sum of log-densities; it leaves each row's density invariant.
+
+    From :math:`H(z, r) = -\log p(z) + \frac12 |r|^2`, leapfrog steps lead to :math:`(z', r')`, which is accepted with
+    probability :math:`\min(1, e^{H(z, r) - H(z', r')})`. A row whose proposal has a density or a gradient that is not
+    finite stays where it is.
+
+    Returns:
+        The new point, which rows moved, and their probabilities to (M,).
+
+    Reference:
+        Neal (2011), MCMC using Hamiltonian dynamics. https://arxiv.org/abs/1206.1901
+    """
     eps = eps[:, None]
     proposal = point
     r = momentum + eps / 2 * _slope(weights, point)

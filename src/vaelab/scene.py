@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaelab import figures
 from vaelab.config import Run, override
-from vaelab.data.datasets import BATCH, Dataset, Split
+from vaelab.data.datasets import Dataset, Split
 from vaelab.errors import UsageError
 from vaelab.evaluate import importance, latents
 from vaelab.evaluate.neighbours import nearest_images
@@ -29,6 +29,7 @@ MAPPED = 5000  # images of a map, at most
 WEIGHED = (100, 500)  # images, and importance samples of each
 WEIGHED_PIXELS = 3000  # of an image: of larger ones fewer are weighed
 COMPARED = 200  # samples whose closest training images are looked for
+SHOWN = 10  # of these
 SEARCHED = 60_000  # training images that are looked through, at most
 
 
@@ -101,11 +102,7 @@ class Scene:
             UsageError: if one cannot move from them: see ``require_real``.
         """
         require_real(self.model, "moving through latent space")
-        means, y = self.means, self.codes.y
-        if y is None:
-            return torch.from_numpy(means[:count])
-        closest = [typical_rows(means, y, label)[0] for label in np.unique(y)]
-        return torch.from_numpy(means[closest][:count])
+        return torch.from_numpy(self.means[typical_of_each(self.means, self.codes.y, count)])
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Codes (N, D) of typical images and of as many others, to go between.
@@ -145,6 +142,13 @@ def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -
     return rows[((means[rows] - means[rows].mean(0)) ** 2).sum(1).argsort(kind="stable")]
 
 
+def typical_of_each(means: NDArray[np.float32], y: NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:
+    """Rows of typical images, at most so many: of each class the closest to its mean, or else the first ones."""
+    if y is None:
+        return np.arange(min(count, len(means)))
+    return np.array([typical_rows(means, y, label)[0] for label in np.unique(y)[:count]])
+
+
 def first_of_each_class(data: Dataset, count: int) -> Tensor:
     """Images for people to judge by: all classes in turn, ten to a row, always the same ones."""
     split = data.validation
@@ -161,8 +165,7 @@ def first_of_each_class(data: Dataset, count: int) -> Tensor:
 
 def codes_of(model: VAE, split: Split) -> NDArray[np.float32]:
     """Posterior means of a whole split, a batch at a time: its pixels as floats may not fit in memory."""
-    starts = range(0, len(split), BATCH)
-    return np.concatenate([figures.encode(model, split.rows(slice(at, at + BATCH)).x) for at in starts])
+    return np.concatenate([figures.encode(model, x) for x in split.pieces()])
 
 
 def sums(scene: Scene) -> tuple[list[tuple[str, str, str]], tuple[Tensor, Tensor, Tensor]]:
@@ -225,13 +228,13 @@ class Closest:
     searched: int
 
 
-def closest(scene: Scene, shown: int = 10) -> Closest:
+def closest(scene: Scene) -> Closest:
     """Look for the training images closest to samples of the model."""
     made = figures.decode(scene.model, figures.sample_prior(scene.model, COMPARED, 0))
     smooth = figures.decode(scene.model, torch.from_numpy(scene.means[:COMPARED]))
     searched = scene.data.train.first(SEARCHED)
     found, held_out = nearest_images(made, searched, 4), nearest_images(smooth, searched)
-    rows = torch.from_numpy(found.rows[:shown]).flatten().to(searched.device)
-    nearest = searched.rows(rows).x.unflatten(0, (min(shown, len(made)), -1))
+    rows = torch.from_numpy(found.rows[:SHOWN]).flatten().to(searched.device)
+    nearest = searched.rows(rows).x.unflatten(0, (SHOWN, -1))
     of_samples, of_held_out = (float(np.median(part.distances[:, 0])) for part in (found, held_out))
-    return Closest(made[:shown], nearest, found.distances[:shown], of_samples, of_held_out, len(searched))
+    return Closest(made[:SHOWN], nearest, found.distances[:SHOWN], of_samples, of_held_out, len(searched))

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vaelab import specs
 from vaelab.compiling import choose
 from vaelab.config import Run, require_effect
-from vaelab.data.augment import Motion, augment
+from vaelab.data.augment import augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
 from vaelab.distributed import Team
@@ -38,6 +38,7 @@ from vaelab.runtime import (
     Noise,
     RowNoise,
     StepNoise,
+    derived_seed,
     epoch_order,
     generator,
     has_fast_bf16,
@@ -45,6 +46,7 @@ from vaelab.runtime import (
     machine,
     reseed,
     resolve_precision,
+    seeded,
 )
 from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
@@ -62,8 +64,7 @@ def likelihood_of(run: Run, shape: Shape) -> Spec:
 def build_model(run: Run, shape: Shape) -> VAE:
     """Make a run's model for images of this shape, with weights that depend on the run's seed alone."""
     likelihood = likelihood_of(run, shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(run.training.seed, "weights").initial_seed())
+    with seeded(derived_seed(run.training.seed, "weights")):
         model = VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
         if run.training.init == "glorot":
             initialise(model)
@@ -113,7 +114,6 @@ class Trainer:
         plateau = run.schedule if isinstance(run.schedule, specs.Plateau) else None
         self.plateaus = [_plateau(plateau, optimizer) for optimizer in self.optimizers.values() if plateau]
         self.average = _average(self.model, run.training.ema_decay)
-        self.motion = Motion(run.augment.rotate, run.augment.shift, run.augment.augment_prob)
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
         wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
         self.compiled = self.team.agree(wanted)
@@ -143,8 +143,7 @@ class Trainer:
             head.start_at(self.model.eval().encoder(self._some_images(head.spec.num_codes)))
 
     def _build_networks(self) -> nn.ModuleDict:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator(self.run.training.seed, "networks").initial_seed())
+        with seeded(derived_seed(self.run.training.seed, "networks")):
             return self.run.objective.networks(self.model).to(self.device)
 
     def _require_fit(self) -> dict[str, Tensor]:
@@ -195,8 +194,8 @@ class Trainer:
         noise = StepNoise(self.run.training.seed, self.step, self.device, self.team.rank, self.team.world)
         first = within * self.batch_size + self.team.rank * self.rows_per_step
         batch = self.data.train.raw(self.order[first : first + self.rows_per_step])
-        if self.motion.prob > 0:
-            batch = augment(replace(batch, x=unit(batch.x)), self.motion, noise)
+        if self.run.augment.augment_prob > 0:
+            batch = augment(replace(batch, x=unit(batch.x)), self.run.augment, noise)
         if self.has_dropout or self.run.objective.samples:
             reseed(self.run.training.seed, self.step, self.device, self.team.rank)
         objective = self.run.objective.at(self.step / self.steps_per_epoch)

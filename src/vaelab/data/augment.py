@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from vaelab.config import Augment
 from vaelab.models import Batch
 from vaelab.runtime import Noise
 
 
-@final
-@dataclass(frozen=True)
-class Motion:
-    """Strengths of the augmentation; the defaults leave images as they are."""
-
-    degrees: float = 0.0
-    pixels: float = 0.0
-    prob: float = 0.0
-
-
-def augment(batch: Batch, motion: Motion, noise: Noise) -> Batch:
+def augment(batch: Batch, how: Augment, noise: Noise) -> Batch:
     """Rotate and shift a random share of the images: angle in +-degrees, shift in +-pixels along each axis, uniform.
 
     Pixels are resampled bilinearly, which blurs them, and the edge is repeated beyond the border. The images that are
@@ -32,18 +22,18 @@ def augment(batch: Batch, motion: Motion, noise: Noise) -> Batch:
 
     Args:
         batch: images (B, C, H, W).
-        motion: the strengths.
+        how: the strengths, and the share.
         noise: where the randomness comes from (stream ``"augment"``).
     """
-    if motion.prob <= 0:
+    if how.augment_prob <= 0:
         return batch
     u = noise.uniform("augment", (len(batch.x), 4))
-    chosen = u[:, 0] < motion.prob
+    chosen = u[:, 0] < how.augment_prob
     angle, right, down = (2 * u[chosen, 1:] - 1).unbind(1)
     if len(angle) == 0:
         return batch
     x = batch.x.clone()
-    x[chosen] = move(batch.x[chosen], angle * motion.degrees, right * motion.pixels, down * motion.pixels)
+    x[chosen] = move(batch.x[chosen], angle * how.rotate, right * how.shift, down * how.shift)
     return replace(batch, x=x)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaelab.config import Data
-from vaelab.data.readers import Images
 from vaelab.data.sources import Factors, Pool, Reading, find
-from vaelab.errors import UsageError
+from vaelab.errors import UsageError, did_you_mean
 from vaelab.models import Batch
 from vaelab.runtime import Noise, RowNoise
 from vaelab.specs import Shape
@@ -223,44 +222,32 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1437, 180, 180, (1, 28, 28))
     """
+    if protocol not in get_args(Protocol):
+        raise UsageError(f"no protocol {protocol!r}{did_you_mean(protocol, get_args(Protocol))}")
     source, reading = str(source), reading or Reading()
     asked = Data(
         source, protocol, validation_size, test_size, reading.image_size, reading.channels, reading.value_range
     )
     pool = find(source, reading)
-    if isinstance(pool.train.x, np.memmap):
-        return replace(_streamed(pool, protocol, validation_size, test_size), asked=asked)
-    parts = _split(pool, validation_size, test_size)
+    on_disk = isinstance(pool.train.x, np.memmap)
+    if on_disk and protocol != "grey":
+        raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
+                         "disk as they are used: leave it out, or binarize the file itself")  # fmt: skip
+    if on_disk:
+        log.info("%s: %s images stay on disk and are read as they are used", pool.name, f"{len(pool.train.x):,}")
     binary = pool.train.binary and (pool.test is None or pool.test.binary)
-    if not binary and protocol != "grey":
-        keep_train = protocol == "dynamic"
-        parts = [
-            images if keep_train and i == 0 else replace(images, x=binarize(images.x, protocol, i))
-            for i, images in enumerate(parts)
-        ]
-    splits = [
-        Split(torch.from_numpy(images.x), None if images.y is None else torch.from_numpy(images.y), index)
-        for images, index in zip(parts, _indices(pool, parts), strict=True)
-    ]
+    splits: list[Split] = []
+    for number, rows in enumerate(_rows(pool, validation_size, test_size)):
+        images = pool.test if pool.test is not None and number == 2 else pool.train
+        index, y = torch.from_numpy(rows), None if images.y is None else torch.from_numpy(images.y[rows])
+        x = images.x if on_disk else images.x[rows]
+        if not (binary or protocol == "grey" or (protocol == "dynamic" and number == 0)):
+            x = binarize(x, protocol, number)
+        splits.append(Split(torch.from_numpy(x), y, index, index if on_disk else None))
     binary = binary or protocol != "grey"
     return Dataset(
         pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors, asked=asked
     )
-
-
-def _streamed(pool: Pool, protocol: Protocol, validation_size: float | None, test_size: float | None) -> Dataset:
-    """Images that stay on disk, as three splits that share them."""
-    if protocol != "grey":
-        raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
-                         "disk as they are used: leave it out, or binarize the file itself")  # fmt: skip
-    images = pool.train
-    log.info("%s: %s images stay on disk and are read as they are used", pool.name, f"{len(images.x):,}")
-    x, y = torch.from_numpy(images.x), None if images.y is None else torch.from_numpy(images.y)
-    splits = [
-        Split(x, None if y is None else y[rows], rows, rows)
-        for rows in map(torch.from_numpy, _rows(pool, validation_size, test_size))
-    ]
-    return Dataset(pool.name, protocol, *splits, binary=False, classes=images.classes)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -288,13 +275,11 @@ def binarize_batch(batch: Batch, noise: Noise) -> Batch:
     return replace(batch, x=(noise.uniform("binarize", batch.x.shape) < batch.x).to(batch.x.dtype))
 
 
-def _split(pool: Pool, validation_size: float | None, test_size: float | None) -> list[Images]:
-    train, validation, test = _rows(pool, validation_size, test_size)
-    return [_take(pool.train, train), _take(pool.train, validation), pool.test or _take(pool.train, test)]
-
-
 def _rows(pool: Pool, validation_size: float | None, test_size: float | None) -> list[NDArray[np.int64]]:
-    """Which of the pool's images are trained on, held out for validation, and, without a test set, for test."""
+    """Which images are trained on, held out for validation, and for test: of the pool's own test set all.
+
+    Published test sets come with a published order; other data may be sorted, and are shuffled before the split.
+    """
     if pool.test is not None and test_size is not None:
         raise UsageError(f"{pool.name} has a test set of its own ({len(pool.test.x)} images): leave --test-size out")
     if validation_size is None:
@@ -306,22 +291,9 @@ def _rows(pool: Pool, validation_size: float | None, test_size: float | None) ->
         raise UsageError(
             f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out"
         )
-    order = _order(pool)
-    return np.split(order, [total - held_out - tested, total - tested])
-
-
-def _order(pool: Pool) -> NDArray[np.int64]:
-    """Published test sets come with a published order; other data may be sorted, and are shuffled before the split."""
-    total = len(pool.train.x)
-    if pool.test is not None:
-        return np.arange(total)
-    return np.random.RandomState(SPLIT_SEED).permutation(total)
-
-
-def _indices(pool: Pool, parts: list[Images]) -> list[Tensor]:
-    order, (train, validation, test) = _order(pool), [len(part.x) for part in parts]
-    own_test = np.arange(test) if pool.test is not None else order[train + validation :]
-    return [torch.from_numpy(rows) for rows in (order[:train], order[train : train + validation], own_test)]
+    order = np.arange(total) if pool.test is not None else np.random.RandomState(SPLIT_SEED).permutation(total)
+    train, validation, test = np.split(order, [total - held_out - tested, total - tested])
+    return [train, validation, test if pool.test is None else np.arange(len(pool.test.x))]
 
 
 def _count(size: float, total: int, flag: str) -> int:
@@ -329,7 +301,3 @@ def _count(size: float, total: int, flag: str) -> int:
     if size <= 0 or (size >= 1 and size != count):
         raise UsageError(f"{flag} {size:g}: give a fraction between 0 and 1, or a whole number of images")
     return max(count, 1)
-
-
-def _take(images: Images, rows: NDArray[np.int64]) -> Images:
-    return replace(images, x=images.x[rows], y=None if images.y is None else images.y[rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 import zlib
@@ -65,8 +66,9 @@ def _fetch(name: str, digest: str, hosts: Sequence[str], timeout: float, progres
             found = hashlib.sha256(gzip.decompress(packed)).hexdigest()
         except urllib.error.HTTPError as error:
             tried.append(f"{url} (HTTP {error.code})")
-        except (OSError, EOFError, zlib.error, ValueError) as error:
-            tried.append(f"{url} ({getattr(error, 'reason', None) or error})")
+        except (OSError, http.client.HTTPException, EOFError, zlib.error, ValueError) as error:
+            reason = str(getattr(error, "reason", None) or error).strip()  # of a bad answer it is a line of it
+            tried.append(f"{url} ({reason})")
         else:
             if found == digest:
                 return packed

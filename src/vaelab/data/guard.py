@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from vaelab.data.datasets import Dataset, Split
 from vaelab.errors import UsageError
 from vaelab.likelihoods import Likelihood
@@ -39,33 +37,22 @@ def require_fit(likelihood: Likelihood, data: Dataset, splits: Sequence[str]) ->
             "can grow without bound and means nothing; take --likelihood bernoulli"
         )
     if support in ("unit", "bytes"):
-        for name in splits:
-            split = data.split(name)
-            if split.x.is_floating_point():
-                _require_range(f"--likelihood {word}", data.name, split)
-                if support == "bytes":
-                    _require_levels(f"--likelihood {word}", data.name, split)
+        floats = [split for split in map(data.split, splits) if split.x.is_floating_point()]
+        for x in (x for split in floats for x in split.pieces()):
+            low, high = float(x.min()), float(x.max())
+            if not 0 <= low <= high <= 1:
+                raise UsageError(
+                    f"--likelihood {word} is of pixels in 0..1, and those of {data.name} go from {low:g} to {high:g}: "
+                    "rescale them, or take --likelihood gaussian"
+                )
+            off = (x * 255 - (x * 255).round()).abs() > _ROUNDING
+            if support == "bytes" and bool(off.any()):
+                raise UsageError(
+                    f"--likelihood {word} is of the 256 levels of 8-bit pixels, and {data.name} has others "
+                    f"({float(x[off][0]):g} is no multiple of 1/255): save the images as bytes, or take "
+                    "--likelihood gaussian"
+                )
 
 
 def _only_0_and_1(split: Split) -> bool:
     return all(bool(((x == 0) | (x == 1)).all()) for x in split.pieces())
-
-
-def _require_range(what: str, name: str, split: Split) -> None:
-    for x in split.pieces():
-        low, high = float(x.min()), float(x.max())
-        if not 0 <= low <= high <= 1:
-            raise UsageError(
-                f"{what} is of pixels in 0..1, and those of {name} go from {low:g} to {high:g}: rescale them, or take "
-                "--likelihood gaussian"
-            )
-
-
-def _require_levels(what: str, name: str, split: Split) -> None:
-    for x in split.pieces():
-        off: Tensor = (x * 255 - (x * 255).round()).abs() > _ROUNDING
-        if bool(off.any()):
-            raise UsageError(
-                f"{what} is of the 256 levels of 8-bit pixels, and {name} has others ({float(x[off][0]):g} is no "
-                "multiple of 1/255): save the images as bytes, or take --likelihood gaussian"
-            )

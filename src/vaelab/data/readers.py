@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
 
 from vaelab.errors import FailureError, UsageError
 
 Range = Literal["auto", "unit", "byte", "symmetric"]
+
+PIECE = 256  # images at a time, where all are gone through
+MOST_CLASSES = 100_000
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -92,13 +100,25 @@ def read_idx_pair(images: Path, labels: Path | None) -> Images:
     x = read_idx(images)
     if x.dtype != np.uint8 or x.ndim != 3:
         raise FailureError(f"{images} holds {x.dtype} of shape {x.shape}, not uint8 images (N, H, W)")
-    if labels is None:
-        return Images(x.astype(np.uint8)[:, None])
-    y = read_idx(labels)
-    if y.ndim != 1 or len(y) != len(x):
-        raise FailureError(f"{labels} holds {y.shape} labels for the {len(x)} images of {images}")
-    names = tuple(str(label) for label in range(int(y.max(initial=0)) + 1))
-    return Images(x.astype(np.uint8)[:, None], y.astype(np.int64), names)
+    read = _of_bytes(x.astype(np.uint8)[:, None])
+    return read if labels is None else labelled(read, read_idx(labels), str(labels))
+
+
+def labelled(images: Images, labels: NDArray[np.generic], name: str) -> Images:
+    """The same images with their class numbers, whose names are the classes'.
+
+    Raises:
+        FailureError: if they are not a whole number from 0 for each image.
+    """
+    count = len(images.x)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise FailureError(f"{name} holds {labels.dtype} {labels.shape}: labels for the {count} images are {count} "
+                           "whole numbers from 0")  # fmt: skip
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high >= MOST_CLASSES:
+        raise FailureError(f"{name} holds labels from {low} to {high}: classes are numbered from 0, to "
+                           f"{MOST_CLASSES - 1:,} at most")  # fmt: skip
+    return replace(images, y=labels.astype(np.int64), classes=tuple(str(label) for label in range(high + 1)))
 
 
 # --- folders of images ----------------------------------------------------------------------------------------------
@@ -119,27 +139,51 @@ def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | 
         FailureError: if the folder is empty, a file is no image, or the sizes differ.
         UsageError: if the folder is split into train and test already.
     """
-    files, classes = list_images(root)
-    pixels = [read_image(path, image_size) for path, _ in files]
-    for (path, _), picture in zip(files, pixels, strict=True):
-        if picture.shape[:2] != pixels[0].shape[:2]:
-            sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in (pixels[0], picture)]
-            raise FailureError(
-                f"images differ in size: {files[0][0]} is {sizes[0]}, {path} is {sizes[1]}; "
-                f"give --image-size HEIGHT WIDTH to scale and crop them"
-            )
-    stack = np.stack(pixels)  # (N, H, W, 3)
-    grey = bool((stack == stack[..., :1]).all())
-    if channels == 1 and not grey:
-        stack = np.stack([np.asarray(Image.fromarray(p).convert("L")) for p in stack])[..., None]
-    elif channels == 1 or (channels is None and grey):
-        stack = stack[..., :1]
-    labels = np.array([label for _, label in files], np.int64) if classes else None
-    return Images(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)), labels, classes)
+    files, y, classes = list_images(root)
+    x = np.empty(shape_of(files, image_size, channels), np.uint8)
+    if decode(files, image_size, x) and channels is None:
+        x = np.ascontiguousarray(x[:, :1])
+    return replace(_of_bytes(x), y=y, classes=classes)
 
 
-def list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | None]:
-    """The files of a folder with the numbers of their classes, and the classes' names, if it has sub-folders."""
+def shape_of(files: Sequence[Path], image_size: tuple[int, int] | None, channels: int | None) -> tuple[int, ...]:
+    """(N, C, H, W) of images as they are decoded, if all are of the size of the first; C is 3 until it is known."""
+    return (len(files), 1 if channels == 1 else 3, *read_image(files[0], image_size).shape[:2])
+
+
+def decode(
+    files: Sequence[Path], image_size: tuple[int, int] | None, x: NDArray[np.uint8], *, shown: bool = False
+) -> bool:
+    """Decode images into an array (N, C, H, W) on all cores, and tell whether every one of them is grey.
+
+    Args:
+        files: the images.
+        image_size: as in ``read_folder``.
+        x: where they go, one after the other; for C = 1 they are made grey.
+        shown: whether the progress is.
+
+    Raises:
+        FailureError: if a file is no image, or the sizes differ.
+    """
+    grey = True
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in track(range(0, len(files), PIECE), "decoding", console=Console(stderr=True), transient=True,
+                           disable=not shown):  # fmt: skip
+            some = files[start : start + PIECE]
+            pictures = pool.map(lambda file: read_image(file, image_size), some)
+            for row, (file, picture) in enumerate(zip(some, pictures, strict=True), start):
+                if picture.shape[:2] != x.shape[2:]:
+                    sizes = [f"{width}x{height}" for height, width in (x.shape[2:], picture.shape[:2])]
+                    raise FailureError(f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
+                                       "give --image-size HEIGHT WIDTH to scale and crop them")  # fmt: skip
+                grey = grey and bool((picture == picture[..., :1]).all())
+                in_grey = x.shape[1] == 1
+                x[row] = np.asarray(Image.fromarray(picture).convert("L")) if in_grey else picture.transpose(2, 0, 1)
+    return grey
+
+
+def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple[str, ...] | None]:
+    """The files of a folder; if it has sub-folders, the numbers of their classes and the classes' names, else None."""
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     folders = [path for path in visible if path.is_dir()]
     if folders and len(folders) < len(visible):
@@ -149,19 +193,17 @@ def list_images(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...] | N
         raise UsageError(
             f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train"
         )
-    if not folders:
-        files, classes = [(path, 0) for path in visible], None
-    else:
-        classes = tuple(folder.name for folder in folders)
-        files = [
-            (path, label)
-            for label, folder in enumerate(folders)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        ]
+    in_classes = [
+        sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        for folder in folders
+    ]
+    files = [path for part in in_classes for path in part] if folders else visible
     if not files:
         raise FailureError(f"{root} holds no images")
-    return files, classes
+    if not folders:
+        return files, None, None
+    y = np.repeat(np.arange(len(folders), dtype=np.int64), [len(part) for part in in_classes])
+    return files, y, tuple(folder.name for folder in folders)
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -178,6 +220,8 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uin
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":  # which Pillow would clip at 0 and 255
+        raise ValueError("its pixels are floating-point numbers")
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255 instead of scaling it
         deep = np.asarray(picture).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
@@ -223,7 +267,7 @@ def as_images(
     """Turn an array (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D) into ``Images``; ambiguity is an error.
 
     Integers mean 0..255 and floats 0..1, unless ``value_range`` says otherwise: ``unit`` 0..1, ``byte`` 0..255,
-    ``symmetric`` -1..1. An integer array of only 0 and 1 is binary.
+    ``symmetric`` -1..1. An array of only 0 and 1 is binary, and so are integers of only 0 and 255.
 
     Raises:
         FailureError: on NaN, on values outside the range, on objects or on an empty array.
@@ -250,7 +294,7 @@ def as_images(
             f"--range unit (0..1), byte (0..255) or symmetric (-1..1), or rescale them"
         )
     if x.dtype.kind != "f" and value_range == "byte":
-        return Images(x.astype(np.uint8))
+        return _of_bytes(x.astype(np.uint8))
     return Images(((x.astype(np.float32) - bottom) / (top - bottom)).astype(np.float32))
 
 
@@ -293,3 +337,8 @@ def to_nchw(
             f"{name} holds images of {x.shape[2]}x{x.shape[3]}, not --image-size {image_size}: leave it out"
         )
     return x
+
+
+def _of_bytes(x: NDArray[np.uint8]) -> Images:
+    """Images (N, C, H, W) of bytes; those of 0 and 255 alone are binary."""
+    return Images(x, binary=bool(np.isin(x, (0, 255)).all()))

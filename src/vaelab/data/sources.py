@@ -22,6 +22,7 @@ from vaelab.data.readers import (
     Images,
     Range,
     as_images,
+    labelled,
     parse_idx,
     read_array_file,
     read_folder,
@@ -209,7 +210,8 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
             channels=reading.channels,
             value_range=reading.value_range,
         )
-        return _labelled(read, arrays.get(labels), f"{path}[{labels}]")
+        y = arrays.get(labels)
+        return read if y is None else labelled(read, y, f"{path}[{labels}]")
 
     if {"x_train", "x_test"} <= arrays.keys():
         train, test = images("x_train", "y_train"), images("x_test", "y_test")
@@ -218,12 +220,3 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
     if key is None:
         raise UsageError(f"{path} holds {', '.join(sorted(arrays))}: name the images x (and y), or x_train and x_test")
     return Pool(path.stem, images(key, "y"))
-
-
-def _labelled(images: Images, labels: np.ndarray | None, name: str) -> Images:
-    if labels is None:
-        return images
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images.x) or labels.min() < 0:
-        raise FailureError(f"{name} must be {len(images.x)} whole numbers from 0: it is {labels.dtype} {labels.shape}")
-    classes = tuple(str(label) for label in range(int(labels.max()) + 1))
-    return Images(images.x, labels.astype(np.int64), classes, images.binary)

@@ -11,28 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from filelock import FileLock
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from vaelab.data.readers import Images, Range, list_images, read_image, to_nchw
+from vaelab.data.readers import PIECE, Images, Range, decode, list_images, shape_of, to_nchw
 from vaelab.errors import FailureError
 
 log = logging.getLogger("vaelab")
 
 STREAMED = 2**30  # bytes of pixels from which on images stay on disk
-PIECE = 256  # images at a time, where all are gone through
 
 
 def stream_array(
@@ -58,10 +53,11 @@ def stream_array(
     if not (as_bytes or as_floats):
         return None
     x = to_nchw(array, str(path), image_size, channels)
-    low, high = np.inf, -np.inf
+    low, high, binary = np.inf, -np.inf, as_bytes
     for start in range(0, len(x), PIECE):
         piece = x[start : start + PIECE]
-        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        low, high = np.minimum(low, piece.min()), np.maximum(high, piece.max())  # unlike min and max they keep NaN
+        binary = binary and bool(np.isin(piece, (0, 255)).all())
         if not np.isfinite(low + high):
             raise FailureError(f"{path} holds values that are NaN or infinite: clean it first")
     if as_bytes and high <= 1:
@@ -69,7 +65,7 @@ def stream_array(
     if as_floats and not 0 <= low <= high <= 1:
         raise FailureError(f"{path} holds values from {low:g} to {high:g}, outside 0..1: rescale them, or say "
                            "what they mean with --range")  # fmt: skip
-    return Images(cast(NDArray[np.uint8] | NDArray[np.float32], x))
+    return Images(cast(NDArray[np.uint8] | NDArray[np.float32], x), binary=binary)
 
 
 def stream_folder(root: Path, image_size: tuple[int, int] | None, channels: int | None, cache: Path) -> Images | None:
@@ -81,17 +77,17 @@ def stream_folder(root: Path, image_size: tuple[int, int] | None, channels: int 
     Raises:
         FailureError: if a file is no image, the sizes differ, or the disk is too small.
     """
-    files, classes = list_images(root)
-    height, width = read_image(files[0][0], image_size).shape[:2]
-    planes = 1 if channels == 1 else 3
-    shape = (len(files), planes, height, width)
+    files, y, classes = list_images(root)
+    shape = shape_of(files, image_size, channels)
     if np.prod(shape, dtype=np.int64) < STREAMED:
         return None
-    path = cache / f"{_key(root, [file for file, _ in files], image_size, channels)}.npy"
+    path = cache / f"{_key(root, files, image_size, channels)}.npy"
     if not path.exists():
-        _decode([file for file, _ in files], shape, image_size, path, may_be_grey=channels is None)
-    labels = np.array([label for _, label in files], np.int64) if classes else None
-    return Images(np.load(path, mmap_mode="c"), labels, classes)
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.with_suffix(".lock")):
+            if not path.exists():  # another process, which had the lock, may have decoded them
+                _decode(files, shape, image_size, path, may_be_grey=channels is None)
+    return Images(np.load(path, mmap_mode="c"), y, classes)
 
 
 def _key(root: Path, files: Sequence[Path], image_size: tuple[int, int] | None, channels: int | None) -> str:
@@ -101,42 +97,23 @@ def _key(root: Path, files: Sequence[Path], image_size: tuple[int, int] | None, 
 
 
 def _decode(
-    files: Sequence[Path], shape: tuple[int, int, int, int], image_size: tuple[int, int] | None, path: Path, *,
+    files: Sequence[Path], shape: tuple[int, ...], image_size: tuple[int, int] | None, path: Path, *,
     may_be_grey: bool,
 ) -> None:  # fmt: skip
     """Decode files into a new array file; one that is interrupted leaves nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
-    if needed > free:
+    size, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
+    needed = size + (size // 3 if may_be_grey else 0)  # for the copy of one channel
+    if needed > free:  # or the system would end the process, when it writes to a mapped file on a full disk
         raise FailureError(f"{len(files):,} decoded images take {needed / 1e9:.1f} GB, and {path.parent} has "
                            f"{free / 1e9:.1f} GB free: give a smaller --image-size, or set XDG_CACHE_HOME")  # fmt: skip
-    log.info("decoding %s images once, into %s (%.1f GB)", f"{len(files):,}", path, needed / 1e9)
+    log.info("decoding %s images once, into %s (%.1f GB)", f"{len(files):,}", path, size / 1e9)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".decoding-") as folder:
         target = Path(folder) / "images.npy"
         array = open_memmap(target, "w+", np.uint8, shape)
-        grey = may_be_grey
-        starts = range(0, len(files), PIECE)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in track(starts, "decoding", console=Console(stderr=True), transient=True):
-                some = files[start : start + PIECE]
-                for i, (file, picture) in enumerate(
-                    zip(some, pool.map(lambda f: read_image(f, image_size), some), strict=True)
-                ):
-                    if picture.shape[:2] != shape[2:]:
-                        sizes = [f"{width}x{height}" for height, width in (shape[2:], picture.shape[:2])]
-                        raise FailureError(f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
-                                           "give --image-size HEIGHT WIDTH to scale and crop them")  # fmt: skip
-                    grey = grey and bool((picture == picture[..., :1]).all())
-                    array[i] = _planes(picture, shape[1])
-        if grey:
+        if decode(files, image_size, array, shown=True) and may_be_grey:
             coloured, target = array, Path(folder) / "grey.npy"
             array = open_memmap(target, "w+", np.uint8, (shape[0], 1, *shape[2:]))
-            for start in starts:
+            for start in range(0, len(files), PIECE):
                 array[start : start + PIECE] = coloured[start : start + PIECE, :1]
         array.flush()
         target.replace(path)
-
-
-def _planes(picture: NDArray[np.uint8], planes: int) -> NDArray[np.uint8]:
-    """(H, W, 3) as (planes, H, W)."""
-    return np.asarray(Image.fromarray(picture).convert("L"))[None] if planes == 1 else picture.transpose(2, 0, 1)

@@ -25,7 +25,7 @@ from vaelab.evaluate.importance import effective_sample_size
 from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, not_finite
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
-from vaelab.runtime import RowNoise, generator, reseed
+from vaelab.runtime import RowNoise, derived_seed, generator, seeded
 from vaelab.samplers import Annealed, annealed_importance_sampling, pilot_step_sizes, sigmoid_schedule
 
 Start = Literal["encoder", "prior"]
@@ -380,6 +380,5 @@ def _seeded(seed: int, row: int, device: torch.device) -> Generator[None]:
 
     They sample from it, and accept no other: one thread at a time.
     """
-    with _GLOBAL_GENERATOR, torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        reseed(seed, row, device)
+    with _GLOBAL_GENERATOR, seeded(derived_seed(seed, "dropout", row, 0), device):  # the seed that ``reseed`` gives
         yield

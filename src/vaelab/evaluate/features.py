@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vaelab import schedules
 from vaelab.data.datasets import BATCH, Dataset, Split, unit
 from vaelab.errors import UsageError
-from vaelab.runtime import epoch_order, generator
+from vaelab.runtime import derived_seed, epoch_order, seeded
 from vaelab.specs import Shape
 
 # Constants of the protocol, never a run's: every model is measured by the same three networks.
@@ -93,8 +93,7 @@ def train_extractor(
         epochs = -(-MIN_STEPS // steps_per_epoch)
     if epochs < 1:
         raise UsageError(f"an extractor trained for {epochs} epochs knows nothing: give epochs=1 or more")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, "extractor").initial_seed())
+    with seeded(derived_seed(seed, "extractor")):
         extractor = Extractor(data.shape, int(y.max()) + 1)
     total = epochs * steps_per_epoch
     optimizer = Adam(extractor.parameters(), LEARNING_RATE, fused=True)

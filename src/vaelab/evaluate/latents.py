@@ -26,7 +26,7 @@ from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.flows import Conditioned
 from vaelab.models import VAE, Batch
 from vaelab.posteriors import FlowPosterior, NormalPosterior, Posterior
-from vaelab.runtime import RowNoise
+from vaelab.runtime import RowNoise, seeded
 
 Array = NDArray[np.float64]
 
@@ -256,13 +256,7 @@ def _encode(model: VAE, pz: Distribution, batch: Batch, noise: RowNoise) -> Enco
 
 def _sample(pz: Distribution, count: int, device: torch.device) -> Array:
     """Draw from the prior, always the same; torch's global generators, of which it is drawn, are left as they were."""
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        torch.default_generator.manual_seed(EVALUATION_SEED)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(EVALUATION_SEED)
-        elif device.type == "mps":
-            torch.mps.manual_seed(EVALUATION_SEED)
+    with seeded(EVALUATION_SEED, device):
         return _joined([pz.sample((count,))])
 
 

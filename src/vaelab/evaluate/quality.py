@@ -19,7 +19,7 @@ from vaelab.evaluate.elbo import protocol_of
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.evaluate.features import NUM_FEATURES, Extractor, features, weights_hash
 from vaelab.models import VAE
-from vaelab.runtime import generator
+from vaelab.runtime import derived_seed, generator, seeded
 
 Array = NDArray[np.float64]
 
@@ -276,8 +276,7 @@ def _samples(model: VAE, count: int, seed: int) -> Tensor:
     # ``Distribution.sample`` takes no generator. On the CPU there is only one to restore, and every device gets the
     # same latents.
     twin = model if device.type == "cpu" else copy.deepcopy(model).cpu()
-    with evaluating(model), evaluating(twin), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, "prior").initial_seed())
+    with evaluating(model), evaluating(twin), seeded(derived_seed(seed, "prior")):
         prior = twin.prior()
         sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
         z = [prior.sample((size,)) for size in sizes]  # not all at once: a mixture draws from each of its components

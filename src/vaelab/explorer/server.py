@@ -5,17 +5,17 @@ It writes nothing. What comes in is checked before the model sees it, and refuse
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Awaitable, Callable
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
-import anyio
 import numpy as np
 from numpy.typing import NDArray
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,8 +30,7 @@ LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
 DIGITS = 24  # bytes of a number in JSON, at most
 ROWS = 64  # of a request
 FARTHEST = 1e3  # from 0 that a coordinate of z may be
-PAGE = {"index.html": "text/html", "style.css": "text/css"}  # other names are scripts
-SCRIPTS = ("app.js", "backend.js", "map.js", "sketch.js", "film.js", "codes.js")
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -45,8 +44,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def page_files() -> dict[str, bytes]:
     """The page's own files by name."""
-    folder = resources.files("vaelab.explorer") / "page"
-    return {name: (folder / name).read_bytes() for name in (*PAGE, *SCRIPTS)}
+    files = (resources.files("vaelab.explorer") / "page").iterdir()
+    return {file.name: file.read_bytes() for file in files if PurePath(file.name).suffix in KINDS}
 
 
 def application(world: World) -> Starlette:
@@ -55,7 +54,6 @@ def application(world: World) -> Starlette:
     points, pixels = world.points(), world.pixels()
     info, described = json.dumps(world.info, allow_nan=False).encode(), json.dumps(openapi(world)).encode()
     largest = max(LARGEST_BODY, DIGITS * math.prod(world.model.shape))
-    limiter = anyio.CapacityLimiter(1)  # the model takes one question at a time: more would only share its threads
 
     def fixed(content: bytes, kind: str) -> Endpoint:
         async def answer(request: Request) -> Response:
@@ -65,20 +63,19 @@ def application(world: World) -> Starlette:
 
     async def decode(request: Request) -> Response:
         z = numbers(await body(request), "z", world.model.latent_dim, -FARTHEST, FARTHEST)
-        images = await anyio.to_thread.run_sync(functools.partial(world.decode, z), limiter=limiter)
+        images = await run_in_threadpool(world.decode, z)
         return Response(images.tobytes(), media_type="application/octet-stream", headers=HEADERS)
 
     async def score(request: Request) -> Response:
         x = numbers(await body(request, largest), "x", math.prod(world.model.shape), 0.0, 1.0)
-        given = x.reshape(-1, *world.model.shape)
-        found = await anyio.to_thread.run_sync(functools.partial(world.score, given), limiter=limiter)
+        found = await run_in_threadpool(world.score, x.reshape(-1, *world.model.shape))
         answer = {
             "loc": _finite(found.loc), "scale": _finite(found.scale), "mean": found.mean.reshape(len(x), -1).tolist(),
             "distortion": _finite(found.distortion), "rate": _finite(found.rate),
         }  # fmt: skip
         return JSONResponse(answer, headers=HEADERS)
 
-    routes = [Route(f"/{name}", fixed(files[name], PAGE.get(name, "text/javascript"))) for name in files]
+    routes = [Route(f"/{name}", fixed(content, KINDS[PurePath(name).suffix])) for name, content in files.items()]
     routes += [
         Route("/", fixed(files["index.html"], "text/html")),
         Route("/run.json", fixed(info, "application/json")),
@@ -89,7 +86,7 @@ def application(world: World) -> Starlette:
         Route("/api/score", score, methods=["POST"]),
     ]
     # A page of another site whose name leads here (DNS rebinding) is refused by the name that it asks for.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return Starlette(
         routes=routes, middleware=[hosts], exception_handlers={HTTPException: _refused, Exception: _failed}
     )

@@ -65,8 +65,7 @@ def write_static(world: World, out: Path, runtime: Runtime = "auto", about: dict
     places = {part: {"url": f"ort/{name}" if kept else PUBLIC + name, "integrity": integrity}
               for part, (name, integrity) in RUNTIME.items()}  # fmt: skip
     page = page_files()
-    if SERVED not in page["index.html"]:
-        raise AssertionError("the page does not say that it is served")
+    assert SERVED in page["index.html"], "the page does not say that it is served"
     files |= {
         **page,
         "index.html": page["index.html"].replace(SERVED, STATIC),

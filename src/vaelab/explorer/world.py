@@ -21,7 +21,7 @@ from vaelab.export import Scorer
 from vaelab.figures import How, Projection
 from vaelab.figures.style import COLOURS
 from vaelab.models import VAE
-from vaelab.scene import Scene, require_real, scene_of, typical_rows
+from vaelab.scene import Scene, require_real, scene_of, typical_of_each
 
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most
@@ -63,7 +63,7 @@ class World:
         self.model: VAE = scene.model.eval()
         require_real(self.model, "exploring")
         self._scorer = Scorer(self.model)  # what a static page runs, too
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the model takes one question at a time: more would only share its threads
         split = scene.data.test
         count = max(1, min(images, BYTES // int(np.prod(self.model.shape)), len(split)))
         self.codes = latents.encode(self.model, scene.data, "test", limit=count).center.astype(np.float32)
@@ -98,7 +98,7 @@ class World:
             "draws": len(self.draws),
             "order": scene.order,
             "rate": None if rate is None else [round(float(r), 4) for r in rate],
-            "typical": self._typical(),
+            "typical": typical_of_each(self.codes, self.labels, TYPICAL).tolist(),
             "map": {
                 "how": self.map.how,
                 "axes": [axis.translate(str.maketrans("12", "₁₂", "$_")) if "$" in axis else axis for axis in axes],
@@ -110,12 +110,6 @@ class World:
                 "sorted": [round(float(total), 2) for total in np.sort(totals[np.isfinite(totals)])],
             },
         }
-
-    def _typical(self) -> list[int]:
-        """Rows to start from: of each class the image whose code is closest to its mean, else the first ones."""
-        if self.labels is None:
-            return list(range(min(TYPICAL, len(self.codes))))
-        return [int(typical_rows(self.codes, self.labels, label)[0]) for label in np.unique(self.labels)][:TYPICAL]
 
     # questions
 

@@ -18,12 +18,12 @@ from vaelab.figures.images import (
 from vaelab.figures.latents import kl_bars, latent_map
 from vaelab.figures.planes import importance_weights, rate_distortion
 from vaelab.figures.projections import How, Projection, project
-from vaelab.figures.style import COLOURS, STYLE, Theme, picture, plain, theme, tile
+from vaelab.figures.style import COLOURS, STYLE, Theme, padded, picture, plain, theme, tile
 from vaelab.figures.tuning import tuning
 
 __all__ = [
     "COLOURS", "STYLE", "How", "Projection", "Theme", "Way", "arithmetic", "between", "comparison", "decode", "encode",
     "importance_weights", "interpolation", "kl_bars", "latent_map", "loss_curve", "manifold", "manifold_images",
-    "neighbours", "picture", "plain", "project", "rate_distortion", "reconstructions", "sample_prior", "samples",
-    "theme", "tile", "training_history", "traversals", "traverse", "tuning", "walk",
+    "neighbours", "padded", "picture", "plain", "project", "rate_distortion", "reconstructions", "sample_prior",
+    "samples", "theme", "tile", "training_history", "traversals", "traverse", "tuning", "walk",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vaelab.figures.decoding import decode, sample_prior
-from vaelab.figures.style import COLOURS, STYLE, plain, tile
+from vaelab.figures.style import COLOURS, STYLE, plain, show, tile
 from vaelab.models import VAE
 
 
@@ -43,16 +43,14 @@ def training_history(history: Sequence[Mapping[str, Any]], *, title: str = "") -
         ):
             _curve(axes, history, term, "", colour)
             axes.set_title(name)
-        epochs = [record["epoch"] for record in history]
         axes = panels[3]
-        axes.plot(epochs, [record["learning_rate"] for record in history], color=COLOURS[6], label="learning rate")
+        _plot(axes, history, "learning_rate", color=COLOURS[6], label="learning rate")
         axes.set_title("Learning rate and weight on the KL")
-        axes.set_xlabel("epoch")
         axes.set_ylabel("learning rate")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.set_ylim(bottom=0)
         weight = axes.twinx()
-        weight.plot(epochs, [record["beta"] for record in history], color=COLOURS[8], linestyle=":", label=r"$\beta$")
+        _plot(weight, history, "beta", color=COLOURS[8], linestyle=":", label=r"$\beta$")
         weight.set_ylabel(r"$\beta$")
         weight.set_ylim(bottom=0)
         weight.grid(visible=False)
@@ -68,18 +66,21 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], term: str, name: st
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"this objective has no {term}", ha="center", va="center", transform=axes.transAxes)
         return
-    epochs = [record["epoch"] for record in history]
     prefix = f"{name}, " if name else ""
-    marker = "o" if len(epochs) == 1 else None
-    axes.plot(epochs, [r[term] for r in history], color=colour, alpha=0.55, label=f"{prefix}training", marker=marker)
-    validation = [r[f"validation_{term}"] for r in history]
+    _plot(axes, history, term, color=colour, alpha=0.55, label=f"{prefix}training")
     # The monitored loss weighs the KL as at the end of the annealing, whatever the epoch.
     ending = r" (at the final $\beta$)" if term == "loss" and history[0]["beta"] != history[-1]["beta"] else ""
-    axes.plot(epochs, validation, color=colour, linestyle="--", label=f"{prefix}validation{ending}", marker=marker)
-    axes.set_xlabel("epoch")
+    _plot(axes, history, f"validation_{term}", color=colour, linestyle="--", label=f"{prefix}validation{ending}")
     axes.set_ylabel("nats per image")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
+
+
+def _plot(axes: Axes, history: Sequence[Mapping[str, Any]], *terms: str, **style: Any) -> None:
+    """The sum of some terms over the epochs; a single epoch is a dot, as no line would show it."""
+    values = [sum(record[term] for term in terms) for record in history]
+    axes.plot([r["epoch"] for r in history], values, marker="o" if len(history) == 1 else None, **style)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 # --- runs side by side ----------------------------------------------------------------------------------------------
@@ -116,10 +117,7 @@ def comparison(
             axes.set_title(f"Validation: {plain(name)}")
         grid = right.subplots(rows, columns, squeeze=False).ravel().tolist()
         for axes, (name, model) in zip(grid, models.items(), strict=False):
-            canvas = tile(decode(model, sample_prior(model, side * side, seed)), side)
-            grey = canvas.shape[2] == 1
-            axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
-                        interpolation="nearest")  # fmt: skip
+            show(axes, tile(decode(model, sample_prior(model, side * side, seed)), side))
             axes.set(xticks=[], yticks=[], anchor="N")
             axes.spines[:].set(color=colours[name], linewidth=3)  # the colour of its curve
             axes.set_title(f"{plain(name)} (D = {model.latent_dim})")
@@ -140,12 +138,10 @@ def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]]
         if "validation_rate" not in history[0]:  # its distortion alone would look like a better bound
             axes.plot([], [], color=colours[name], label=f"{plain(name)}: no bound")
             continue
-        values = [record["validation_distortion"] + record["validation_rate"] for record in history]
-        marker = "o" if len(history) == 1 else None
-        axes.plot([r["epoch"] for r in history], values, color=colours[name], label=plain(name), marker=marker)
+        terms = "validation_distortion", "validation_rate"
+        _plot(axes, history, *terms, color=colours[name], label=plain(name))
     axes.spines[["right", "top"]].set_visible(False)
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("-ELBO, nats per image")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()

@@ -15,27 +15,27 @@ from torch import Tensor
 
 from vaelab.data.datasets import BATCH
 from vaelab.models import VAE
+from vaelab.runtime import seeded
 
 Way = Literal["linear", "spherical"]
 
 
-def encode(model: VAE, x: Tensor, batch_size: int = BATCH) -> NDArray[np.float32]:
+def encode(model: VAE, x: Tensor) -> NDArray[np.float32]:
     """The codes (N, D) that stand for images in [0, 1]: posterior means, for normal posteriors."""
     with torch.no_grad():
-        return torch.cat([model.center(rows) for rows in x.split(batch_size)]).cpu().numpy()
+        return torch.cat([model.center(rows) for rows in x.split(BATCH)]).cpu().numpy()
 
 
-def decode(model: VAE, z: Tensor, batch_size: int = BATCH) -> Tensor:
-    """Means (N, C, H, W) of p(x|z)."""
+def decode(model: VAE, z: Tensor) -> Tensor:
+    """Means (N, C, H, W) of p(x|z), on the CPU, where figures are drawn."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return torch.cat([model.likelihood(rows.to(device)).mean for rows in z.split(batch_size)])
+        return torch.cat([model.likelihood(rows.to(device)).mean.cpu() for rows in z.split(BATCH)])
 
 
 def sample_prior(model: VAE, count: int, seed: int) -> Tensor:
-    """Latents (N, D) from the prior: the same for the same seed, and torch's global generator is left alone."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+    """Latents (N, D) from the prior: the same for a seed on one kind of device, and no global generator is moved."""
+    with seeded(seed, next(model.parameters()).device), torch.no_grad():
         return model.prior().sample((count,))
 
 

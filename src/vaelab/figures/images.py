@@ -5,7 +5,7 @@ Shapes: N images, C H W image, D latent dimensions, V values, F frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaelab.errors import UsageError
 from vaelab.figures.decoding import Way, between, decode, sample_prior, traverse
-from vaelab.figures.style import picture, plain, tile
+from vaelab.figures.style import padded, picture, plain, tile
 from vaelab.models import VAE
 from vaelab.priors import UnitNormal
 
@@ -31,19 +31,9 @@ def reconstructions(model: VAE, x: Tensor, *, columns: int = 10, title: str = ""
     """Images and, below each, the mean of p(x|z) at the z that stands for it (of a normal q(z|x), the mean)."""
     with torch.no_grad():
         x_hat = decode(model, model.center(x))
-    pairs: list[Tensor] = []
-    for start in range(0, len(x), columns):
-        for images in (x, x_hat):
-            row = images[start : start + columns].cpu()
-            empty = row.new_full((columns - len(row), *row.shape[1:]), 0.5)
-            pairs.append(torch.cat([row, empty]))
-    canvas = tile(torch.cat(pairs), min(columns, len(x)) if len(x) < columns else columns)
-    figure = picture(canvas, title or "Reconstructions")
-    axes = figure.axes[0]
-    height = x.shape[2] + 2
-    axes.set_yticks([height * (i + 0.5) for i in range(len(pairs))], ["x", r"$\hat{x}$"] * (len(pairs) // 2))
-    axes.tick_params(left=False, labelleft=True)
-    return figure
+    columns = min(columns, len(x))
+    pairs = torch.stack([padded(images, columns).unflatten(0, (-1, columns)) for images in (x, x_hat)], 1)
+    return _named(pairs.flatten(0, 2), columns, title or "Reconstructions", ["x", r"$\hat{x}$"] * len(pairs))
 
 
 def manifold_images(model: VAE, side: int) -> tuple[Tensor, Tensor]:
@@ -69,8 +59,9 @@ def manifold(model: VAE, side: int = 20, *, title: str = "") -> Figure:
 
     Reference:
         Kingma & Welling (2014), figure 4. https://arxiv.org/abs/1312.6114
+
     Raises:
-        UsageError: if the model does not have exactly two latent dimensions.
+        UsageError: if the model does not have exactly two latent dimensions, with a standard normal prior.
     """
     pictures, ticks = manifold_images(model, side)
     figure = picture(tile(pictures, side, gap=0), title or "Learned manifold")
@@ -112,16 +103,10 @@ def traversals(
     """
     values = torch.linspace(-1, 1, steps, dtype=torch.float64) * span
     images = decode(model, traverse(code, dimensions, values).flatten(0, 1))
-    figure = picture(tile(images, steps), title or "Traversals: one latent dimension a row")
-    height, width = (side + 2 for side in model.shape[1:])
-    axes = figure.axes[0]
     names = [f"$z_{{{d + 1}}}$" + ("" if rate is None else f"  {rate[d]:.2f} nats") for d in dimensions]
-    axes.set_yticks([height * (row + 0.5) - 1 for row in range(len(dimensions))], names)
     shown = sorted({0, steps // 2, steps - 1})
-    ticks = [f"{values[i]:+.1f}" if abs(values[i]) > 1e-9 * span else "0" for i in shown]
-    axes.set_xticks([width * (i + 0.5) - 1 for i in shown], ticks)
-    axes.tick_params(labelleft=True, labelbottom=True)
-    return figure
+    ticks = {i: f"{values[i]:+.1f}" if abs(values[i]) > 1e-9 * span else "0" for i in shown}
+    return _named(images, steps, title or "Traversals: one latent dimension a row", names, ticks)
 
 
 def interpolation(model: VAE, a: Tensor, b: Tensor, *, steps: int = 12, title: str = "") -> Figure:
@@ -129,12 +114,8 @@ def interpolation(model: VAE, a: Tensor, b: Tensor, *, steps: int = 12, title: s
     t = torch.linspace(0, 1, steps)
     ways: tuple[Way, ...] = ("linear", "spherical")
     codes = torch.stack([between(a, b, t, way) for way in ways], 1)  # (N, 2, F, D)
-    figure = picture(tile(decode(model, codes.flatten(0, 2)), steps), title or "Interpolation")
-    height = model.shape[1] + 2
-    axes = figure.axes[0]
-    axes.set_yticks([height * (row + 0.5) - 1 for row in range(2 * len(a))], list(ways) * len(a))
-    axes.tick_params(labelleft=True)
-    return figure
+    images = decode(model, codes.flatten(0, 2))
+    return _named(images, steps, title or "Interpolation", list(ways) * len(a))
 
 
 def arithmetic(
@@ -150,16 +131,9 @@ def arithmetic(
     """
     a, b, c = terms
     images = torch.stack([decode(model, codes) for codes in (a, b, c, a - b + c)], 1)
-    figure = picture(tile(images.flatten(0, 1), 4), title or "Arithmetic of codes: a - b + c", inches=3.6)
-    height, width = (side + 2 for side in model.shape[1:])
-    axes = figure.axes[0]
-    axes.set_xticks([width * (i + 0.5) - 1 for i in range(4)], ["a", "\u2212 b", "+ c", "="])
-    axes.set_yticks(
-        [height * (i + 0.5) - 1 for i in range(len(names))],
-        [f"{x} \u2212 {y} + {z}" for x, y, z in (map(plain, row) for row in names)],
-    )
-    axes.tick_params(labelbottom=True, labelleft=True)
-    return figure
+    rows = [f"{x} \u2212 {y} + {z}" for x, y, z in (map(plain, row) for row in names)]
+    below = dict(enumerate(["a", "\u2212 b", "+ c", "="]))
+    return _named(images.flatten(0, 1), 4, title or "Arithmetic of codes: a - b + c", rows, below, inches=3.6)
 
 
 def neighbours(samples: Tensor, nearest: Tensor, distances: NDArray[np.float64], *, title: str = "") -> Figure:
@@ -171,14 +145,24 @@ def neighbours(samples: Tensor, nearest: Tensor, distances: NDArray[np.float64],
         distances: (N, K), their Euclidean distances from the sample, in pixels of [0, 1].
         title: above the picture.
     """
-    count = len(samples)
     rows = torch.cat([samples[:, None].cpu(), nearest.cpu()], 1).transpose(0, 1)  # (1 + K, N, ...)
-    figure = picture(tile(rows.flatten(0, 1), count), title or "Samples and the closest training images")
-    height, width = (side + 2 for side in samples.shape[2:])
-    axes = figure.axes[0]
+    title = title or "Samples and the closest training images"
     ranks = ["closest" if k == 0 else f"{k + 1}" for k in range(nearest.shape[1])]
-    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], ["sample", *ranks])
-    axes.set_xticks([width * (i + 0.5) - 1 for i in range(count)], [f"{d:.1f}" for d in distances[:, 0]])
-    axes.set_xlabel("distance of the closest")
-    axes.tick_params(labelleft=True, labelbottom=True)
+    below = {i: f"{d:.1f}" for i, d in enumerate(distances[:, 0])}
+    figure = _named(rows.flatten(0, 1), len(samples), title, ["sample", *ranks], below)
+    figure.axes[0].set_xlabel("distance of the closest")
+    return figure
+
+
+def _named(
+    images: Tensor, columns: int, title: str, rows: Sequence[str], below: Mapping[int, str] | None = None,
+    inches: float = 6.5,
+) -> Figure:  # fmt: skip
+    """A picture of images in rows of ``columns``: a name beside each row, and below the columns that have one."""
+    figure = picture(tile(images, columns), title, inches)
+    height, width = (side + 2 for side in images.shape[2:])  # with the gap between two
+    axes, below = figure.axes[0], below or {}
+    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], rows)
+    axes.set_xticks([width * (i + 0.5) - 1 for i in below], list(below.values()))
+    axes.tick_params(labelleft=True, labelbottom=bool(below))
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,15 @@ from vaelab.errors import UsageError
 from vaelab.figures.style import COLOURS, STYLE, halo, plain
 
 
-def rate_distortion(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "", skip: float = 0.02
-) -> Figure:
+def rate_distortion(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> Figure:
     """The way of each run through the plane of rate and distortion: a point an epoch, of the validation images.
 
-    On a diagonal distortion + rate, -ELBO, is the same: down and left is better.
+    On a diagonal distortion + rate, -ELBO, is the same: down and left is better. A way begins where the -ELBO has come
+    down to near its end: the first epochs lie so far up that nothing else could be seen.
 
     Args:
         histories: the records of each run's epochs.
         title: above the figure.
-        skip: leave out epochs before the -ELBO has come within this share of the range to its end: the first ones lie
-            so far up that nothing else could be seen.
 
     Raises:
         UsageError: if a run has no rate.
@@ -37,8 +35,8 @@ def rate_distortion(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
-        for (name, history), colour in zip(histories.items(), _cycle(len(histories)), strict=True):
-            rate, distortion, epochs = _settled(history, skip)
+        for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
+            rate, distortion, epochs = _settled(history)
             axes.plot(rate, distortion, color=colour, marker=".", markersize=4, linewidth=1, alpha=0.8)
             label = f"{plain(name)}: epoch {epochs[-1]}" if name else f"epoch {epochs[-1]}"
             axes.plot(rate[-1], distortion[-1], "o", color=colour, markersize=9, label=label)
@@ -53,18 +51,14 @@ def rate_distortion(
     return figure
 
 
-def _settled(history: Sequence[Mapping[str, Any]], skip: float) -> tuple[list[float], list[float], list[int]]:
-    """Rate, distortion and epoch from where the -ELBO has come down to some of the way from its end."""
+def _settled(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float], list[int]]:
+    """Rate, distortion and epoch from where the -ELBO is above its end by a quarter of that, or 2 % of its range."""
     rate = [record["validation_rate"] for record in history]
     distortion = [record["validation_distortion"] for record in history]
     total = np.add(rate, distortion)
-    limit = total[-1] + max(0.25 * abs(total[-1]), skip * float(np.ptp(total)))
+    limit = total[-1] + max(0.25 * abs(total[-1]), 0.02 * float(np.ptp(total)))
     first = int(np.argmax(total <= limit))
     return rate[first:], distortion[first:], [record["epoch"] for record in history][first:]
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def diagonals(axes: Axes) -> None:

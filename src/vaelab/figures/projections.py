@@ -84,9 +84,9 @@ def _own(codes: NDArray[np.float32]) -> Projection:
 def _pca(codes: NDArray[np.float32]) -> Projection:
     from sklearn.decomposition import PCA
 
-    pca = PCA(min(2, codes.shape[1]), svd_solver="full").fit(codes)
     if codes.shape[1] == 1:
         raise UsageError("a map by principal components needs at least 2 latent dimensions: there is 1")
+    pca = PCA(2, svd_solver="full").fit(codes)
     first, second = (f"principal component {i + 1} ({r:.0%} of the variance)"
                      for i, r in enumerate(pca.explained_variance_ratio_))  # fmt: skip
     return Projection("pca", np.asarray(pca.transform(codes), np.float32), (first, second),

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -74,15 +76,27 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.float32]:
     return canvas
 
 
+def padded(images: Tensor, columns: int) -> Tensor:
+    """Images (N, C, H, W) on the CPU, and as many grey ones as complete the last of rows of ``columns``."""
+    images = images.cpu()
+    return torch.cat([images, images.new_full((-len(images) % columns, *images.shape[1:]), 0.5)])
+
+
+def show(axes: Axes, canvas: NDArray[np.float32]) -> None:
+    """Draw pixels (H, W, C) in [0, 1] as they are: 1 is white (MNIST's ink), no interpolation."""
+    height, width, channels = canvas.shape
+    grey = channels == 1
+    axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
+                interpolation="nearest", extent=(0, width, height, 0))  # fmt: skip
+
+
 def picture(canvas: NDArray[np.float32], title: str, inches: float = 6.5) -> Figure:
-    """A figure, so many inches wide, that shows pixels as they are: 1 is white (MNIST's ink), no interpolation."""
+    """A figure, so many inches wide, of nothing but pixels (H, W, C) and a title."""
     height, width = canvas.shape[:2]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(inches, inches * height / width + 0.5), layout="constrained")
         axes = figure.subplots()
-        grey = canvas.shape[2] == 1
-        axes.imshow(canvas[..., 0] if grey else canvas, cmap="gray" if grey else None, vmin=0, vmax=1,
-                    interpolation="nearest", extent=(0, width, height, 0))  # fmt: skip
+        show(axes, canvas)
         axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
         for spine in axes.spines.values():
             spine.set_visible(False)

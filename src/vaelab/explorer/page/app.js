@@ -49,6 +49,11 @@ function className(row) {
   return labels ? (classes ? classes[labels[row]] : `${labels[row]}`) : null;
 }
 
+function named(row) {
+  const name = className(row);
+  return `test image ${row}${name === null ? "" : `, class ${name}`}`;
+}
+
 // A button that shows an image.
 function thumb(label, pixels, press) {
   const button = document.createElement("button"), canvas = document.createElement("canvas");
@@ -112,11 +117,10 @@ function choose(z, words) {
   remember();
 }
 
-function start(row, caption) {
+function start(row) {
   state.start = row;
   $("row").value = row;
-  const name = className(row);
-  choose(code(row), caption ?? `test image ${row}${name === null ? "" : `, class ${name}`}, as the model sees it`);
+  choose(code(row), `${named(row)}, as the model sees it`);
 }
 
 // Where a code lies on the map: on a plane through latent space, else where the closest code of an image lies.
@@ -131,10 +135,9 @@ function placeOf(z) {
 
 function codeAt(x, y) {
   const { origin, directions } = world.info.map, row = map.nearestPoint(x, y);
-  const name = className(row), close = `closest to test image ${row}${name === null ? "" : `, class ${name}`}`;
-  if (!origin) return [code(row), `test image ${row}${name === null ? "" : `, class ${name}`}`];
+  if (!origin) return [code(row), named(row)];
   const z = Float32Array.from(origin, (value, i) => value + x * directions[0][i] + y * directions[1][i]);
-  return [z, `(${x.toFixed(2)}, ${y.toFixed(2)}) on the map, ${close}`];
+  return [z, `(${x.toFixed(2)}, ${y.toFixed(2)}) on the map, closest to ${named(row)}`];
 }
 
 const written = (z) => Array.from(z, (value) => Number(value.toFixed(3))).join(",");
@@ -151,9 +154,11 @@ function remember() {
 function recall() {
   const link = new URLSearchParams(location.hash.slice(1));
   const codeOf = (name) => {
-    const values = (link.get(name) ?? "").split(",").map(Number);
+    const text = link.get(name);
+    if (!text) return null;
+    const values = text.split(",").map(Number);
     const fits = values.length === world.info.latent && values.every((value) => Number.isFinite(value) && Math.abs(value) <= 1000);
-    return fits && link.get(name) !== "" ? Float32Array.from(values) : null;
+    return fits ? Float32Array.from(values) : null;
   };
   const row = Number(link.get("start") ?? NaN), heat = Number(link.get("t") ?? NaN);
   if (Number.isInteger(row) && row >= 0 && row < world.info.count) state.start = row;
@@ -219,8 +224,8 @@ function besides([dx, dy]) {
     const along = across * dx + up * dy, aside = Math.abs(across * dy) + Math.abs(up * dx);
     if (along > 1e-6 && aside <= along && along + aside < least) [best, least] = [row, along + aside];
   }
-  const row = best < 0 ? map.nearestPoint(x, y) : best, name = className(row);
-  return [code(row), `test image ${row}${name === null ? "" : `, class ${name}`}`];
+  const row = best < 0 ? map.nearestPoint(x, y) : best;
+  return [code(row), named(row)];
 }
 
 function setSlider(input, value) {
@@ -521,7 +526,11 @@ async function main() {
   $("more").addEventListener("click", () => gallery());
   recall();
   await gallery();
-  addEventListener("hashchange", () => { recall(); gallery(); });
+  addEventListener("hashchange", () => {
+    if (!new URLSearchParams(location.hash.slice(1)).has("z")) return; // a place on the page, where the skip link leads
+    recall();
+    gallery();
+  });
   say("Ready");
   document.documentElement.dataset.ready = "true";
 }

@@ -16,12 +16,6 @@ export function sum(a, b, c) {
   return a.map((value, i) => value - b[i] + c[i]);
 }
 
-export function distance2(a, b) {
-  let total = 0;
-  for (let i = 0; i < a.length; i++) total += (a[i] - b[i]) ** 2;
-  return total;
-}
-
 // The row of a table (N x D, flat) that is closest to a vector.
 export function nearest(table, vector) {
   const size = vector.length;
