@@ -24,7 +24,7 @@ from vaelab import __version__
 from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.data.datasets import Dataset
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import FailureError, InterruptedRun, UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
@@ -33,7 +33,7 @@ from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
 from vaelab.recommend import Recommendation, Setting, recommend
-from vaelab.train import InterruptedRun, interruptions, with_absolute_path
+from vaelab.train import interruptions, with_absolute_path
 from vaelab.trainer import build_model
 
 FORMAT = 1  # of tuning.json

@@ -56,12 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except UsageError as error:
-        return _complain(error, 2)
-    except FailureError as error:
-        from vaelab.train import InterruptedRun
-
-        return _complain(error, 130 if isinstance(error, InterruptedRun) else 1)
+    except (UsageError, FailureError) as error:
+        return _complain(error, error.code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone
