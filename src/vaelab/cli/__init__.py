@@ -98,13 +98,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _print_help() -> None:
-    console = Console()
-    console.print(f"{_TAGLINE}\n\nusage: vaelab COMMAND ...\n", highlight=False)
+    console = Console(highlight=False, markup=False)  # the brackets of a usage are no tags
+    console.print(f"{_TAGLINE}\n\nusage: vaelab COMMAND ...\n")
     table = Table.grid(padding=(0, 2))
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
-    console.print(table, highlight=False)
-    console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.", highlight=False)
+    console.print(table)
+    console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.")
 
 
 def _complain(error: object, code: int) -> int:

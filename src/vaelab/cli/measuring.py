@@ -104,7 +104,7 @@ def _word(flag: str, word: str, known: tuple[str, ...]) -> None:
 
 
 def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
-    console = Console()
+    console = Console(highlight=False, markup=False)
     for protocol, found in content["splits"][plan.split].items():
         if plan.protocols and protocol not in plan.protocols:
             continue
@@ -118,5 +118,5 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
             table.add_row(label(key, content["beta"]), *cells(estimate), unit, f"{estimate['n']:,}")
         console.print(table, highlight=False)
         for note in notes(found):
-            console.print(note, highlight=False, soft_wrap=True)
+            console.print(note, soft_wrap=True)
         console.print()
