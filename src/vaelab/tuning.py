@@ -28,6 +28,7 @@ from vaelab.errors import FailureError, InterruptedRun, UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
+from vaelab.labels import duration
 from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
@@ -339,15 +340,3 @@ class _Pool:
             f"interrupted, {left} of {total} runs are left to finish; what is done is kept in {self.grid.out}: "
             "to go on, give the same command again"
         )
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    Example:
-        >>> duration(7.2), duration(400), duration(9000)
-        ('7 s', '7 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

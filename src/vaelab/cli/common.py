@@ -90,12 +90,10 @@ def config(run: Path) -> Run:
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:
     """A run's configuration, model and data, the data checked to be those that it was trained on."""
     from vaelab.folder import RunFolder
-    from vaelab.loading import load_data, load_model, require_same_data
+    from vaelab.loading import data_of, load_model
 
-    model, folder = load_model(run), RunFolder.open(run)
-    data = load_data(folder.run)
-    require_same_data(folder, data)
-    return folder.run, model, data
+    folder = RunFolder.open(run)
+    return folder.run, load_model(run), data_of(folder)
 
 
 def target_file(run: Path, out: Path | None, name: str) -> Path:

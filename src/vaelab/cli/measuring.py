@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vaelab.cli.common import RunPath
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.labels import cells, label, notes
+from vaelab.labels import notes, rows_of
 
 if TYPE_CHECKING:
     from vaelab.measure import Plan
@@ -113,10 +113,9 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
         table = Table(box=None, title=title, title_justify="left", title_style="bold")
         for column in ("", "value", "s.e.", "unit", "n"):
             table.add_column(column, justify="left" if column in ("", "unit") else "right")
-        for key, estimate in found["metrics"].items():
-            unit = estimate["unit"].partition(" (")[0]
-            table.add_row(label(key, content["beta"]), *cells(estimate), unit, f"{estimate['n']:,}")
-        console.print(table, highlight=False)
+        for row in rows_of(found["metrics"], content["beta"]).values():
+            table.add_row(row.name, row.value, row.stderr or "-", row.unit, row.n)
+        console.print(table)
         for note in notes(found):
             console.print(note, soft_wrap=True)
         console.print()

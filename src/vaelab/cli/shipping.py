@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +55,7 @@ def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a file says of where it comes from."""
     from vaelab.export import portable
 
+    from vaelab.folder import RunFolder
     data = config["data"]
     return {
         "version": __version__,
@@ -64,7 +64,7 @@ def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
         "protocol": data["protocol"],
         "shape": data["shape"],
         "pixels": "float32 in [0, 1]",
-        "weights_sha256": hashlib.sha256((run / "best_model.pth").read_bytes()).hexdigest(),
+        "weights_sha256": RunFolder(run).weights_sha256(),
         "run": portable(config)["run"],
     }
 
