@@ -80,11 +80,11 @@ def _plain(text: str) -> str:
     return re.sub(r"is not INT", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
 
 
-def config(run: Path) -> Run:
-    """A run's configuration."""
-    from vaelab.folder import RunFolder
-
-    return RunFolder.open(run).run
+def at_least(least: int, **numbers: int | None) -> None:
+    """Raise for a flag whose number is less than ``least``; None is one that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least {least}")
 
 
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:

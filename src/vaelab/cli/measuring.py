@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vaelab.cli.common import RunPath
+from vaelab.cli.common import RunPath, at_least
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.labels import notes, rows_of
 
@@ -65,8 +65,7 @@ def evaluate(
     from vaelab.measure import measure
     from vaelab.progress import Bar
 
-    if memory < 1:
-        raise UsageError(f"--memory {memory}: must be at least 1 (MiB)")
+    at_least(1, memory=memory, threads=threads)
     annealing = {"images": ais_images, "chains": ais_chains, "distributions": ais_steps, "start": ais_start}
     settings = {"split": split, "protocols": protocol, "num_samples": num_samples, "rows": rows, "device": device,
                 "memory": memory * 2**20, "precision": precision, "threads": threads}  # fmt: skip

@@ -29,10 +29,11 @@ def export(
 
     if opset is not None and format != "onnx":
         raise UsageError(f"--opset {opset} belongs to --format onnx: leave it out")
-    _, model, data = opened(run)
-    config, folder = RunFolder.open(run).config(), out or run / "export"
+    folder = out or run / "export"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file: choose another folder")
+    _, model, data = opened(run)
+    config = RunFolder.open(run).config()
     x = data.validation.rows(slice(0, max(exporting.BATCHES))).x
     if format == "safetensors":
         content = exporting.to_safetensors(model, config)
@@ -54,8 +55,8 @@ def export(
 def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a file says of where it comes from."""
     from vaelab.export import portable
-
     from vaelab.folder import RunFolder
+
     data = config["data"]
     return {
         "version": __version__,
