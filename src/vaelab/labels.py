@@ -66,7 +66,7 @@ class Row:
 
 
 def rows_of(metrics: Mapping[str, Any], beta: float) -> dict[str, Row]:
-    """Estimates as ``metrics.json`` holds them, each with as many places as mean something; a missing error is empty."""
+    """Estimates as ``metrics.json`` holds them, each with as many places as mean something; a missing one is empty."""
     found: dict[str, Row] = {}
     for key, estimate in metrics.items():
         value, stderr, unit = estimate["value"], estimate["stderr"], estimate["unit"]

@@ -49,8 +49,8 @@ def tune_latent(
     Args:
         recipe: what to train; vaelab recipes lists them.
         latent_dims: the latent sizes to compare.
-        betas: the values of --beta to compare, in place of the recipe's, e.g. 0.5 1 2 4: weights on the rate, or with the
-            objective tc on the total correlation.
+        betas: the values of --beta to compare, in place of the recipe's, e.g. 0.5 1 2 4: weights on the rate, or, of
+            the objective tc, on the total correlation.
         epochs: of each run (default: the recipe's).
         seeds: runs of each setting; from 2 on, the standard errors include what training alone changes.
         jobs: runs at a time, one thread each (default: as many as there are cores).
