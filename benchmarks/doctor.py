@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,12 +29,11 @@ from vaelab.checkpoint import read_json, write_json
 from vaelab.config import Run
 from vaelab.data.datasets import Dataset, unit
 from vaelab.diagnose import USED, Symptoms, diagnose, examine
-from vaelab.errors import FailureError
+from vaelab.errors import FailureError, InterruptedRun
 from vaelab.folder import RunFolder
 from vaelab.models import VAE, Batch
 from vaelab.objectives import ELBO
 from vaelab.runtime import StepNoise, cpu_name, generator
-from vaelab.train import InterruptedRun
 
 HERE = Path(__file__).parent
 HEALTHY = "healthy"
@@ -49,8 +50,6 @@ class Options:
     calibrate: bool = False
     out: str = "doctor"
     """Name of the results; two runs of different seeds side by side need two."""
-    merge: tuple[str, ...] = ()
-    """Add the rows of these results to those of ``out``, and do nothing else."""
 
 
 @dataclass
@@ -132,11 +131,6 @@ def main(options: Options) -> None:
     path = HERE / "results" / f"{options.out}{'-calibration' if options.calibrate else ''}.json"
     seeds = (100,) if options.calibrate else options.seeds
     results: dict[str, Any] = read_json(path) if path.exists() else {"rows": {}}
-    if options.merge:
-        for other in options.merge:
-            results["rows"] |= read_json(HERE / "results" / f"{other}.json")["rows"]
-        write_json(path, results)
-        return
     for seed in seeds:  # outermost, so that a run that is stopped has whole seeds
         for name in options.data:
             for case, what in CASES.items():
@@ -150,7 +144,7 @@ def main(options: Options) -> None:
                 row = {"expected": what.expected, "found": found, "seconds": seconds}
                 results["rows"][key] = {**row, **summary(symptoms)}
                 write_json(path, {
-                    "command": "python benchmarks/doctor.py" + (" --calibrate" if options.calibrate else ""),
+                    "command": shlex.join(["python", "benchmarks/doctor.py", *sys.argv[1:]]),
                     "what": "illnesses provoked on purpose; one thread, fp32", "machine": cpu_name(),
                     "rows": results["rows"],
                 })  # fmt: skip
@@ -208,7 +202,7 @@ def summary(s: Symptoms) -> dict[str, Any]:
     losses = [record["validation_loss"] for record in s.history][-7:]
     return {
         **means, "rate": rate, "used": None if s.rate is None else int((s.rate > USED).sum()),
-        "two_sample": None if s.two_sample is None else round(s.two_sample[0], 3), "middle": round(s.middle, 3),
+        "two_sample": None if s.two_sample is None else round(s.two_sample, 3), "middle": round(s.middle, 3),
         "last_losses": [round(loss, 2) for loss in losses], "failure": dataclasses.asdict(s)["failure"],
     }  # fmt: skip
 

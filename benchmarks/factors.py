@@ -119,7 +119,7 @@ def described(options: Options, rows: dict[str, Any], scores: dict[str, Estimate
         "what": "sprites; rows: value and standard error over images; summary: mean and standard error over seeds",
         "protocols": {score: e.protocol for score, e in scores.items()},
         "units": {score: e.unit for score, e in scores.items()},
-        "network": NETWORK, "objectives": {name: ROWS[name] for name in ROWS},
+        "network": NETWORK, "objectives": ROWS,
         "machine": cpu_name(), "threads": options.threads, "torch": torch.__version__, "commit": source_commit(),
         "summary": summary, "rows": rows,
     }  # fmt: skip

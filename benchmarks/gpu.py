@@ -25,6 +25,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
+from environments import random_images
 from vaelab.checkpoint import write_json
 from vaelab.config import Run
 from vaelab.errors import FailureError
@@ -84,14 +85,7 @@ def images() -> tuple[v.data.Dataset, bool]:
         return v.load("mnist"), True
     except FailureError as error:
         print(f"{error}\nrandom images instead", file=sys.stderr)
-        draw = torch.Generator().manual_seed(0)
-        sizes = {"train": 55_000, "validation": 5_000, "test": 10_000}
-        parts = [
-            v.data.Split(
-                torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=draw), None, torch.arange(n)
-            )
-            for n in sizes.values()
-        ]
+        parts = [v.data.Split(random_images(n), None, torch.arange(n)) for n in (55_000, 5_000, 10_000)]
         return v.data.Dataset("random", "grey", *parts, binary=False, classes=None), False
 
 
@@ -174,9 +168,10 @@ def speed(
     start = timed(device, lambda: go(10))
     seconds = min(timed(device, lambda: go(steps)) / steps for _ in range(3))
     trainer.check_finite()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trainer.model.eval().draw(trainer.data.train.rows(slice(1)).x, noise=StepNoise(0, 0, device))
-    work = 3 * counter.get_total_flops() * trainer.batch_size
+    plain = Trainer(v.override(run, compile="off"), trainer.data, device)
+    with FlopCounterMode(display=False) as counter:  # of a whole step: forward, backward, critics
+        plain.train_step()
+    work = counter.get_total_flops()
     return {"recipe": name, "precision": precision, "compile": way, "first_10_steps": start,
             "images_per_second": trainer.batch_size / seconds, "ms_per_step": seconds * 1e3,
             "tflops": work / seconds / 1e12}  # fmt: skip

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import torch
 import tyro
 
 import vaelab as v
-from environments import HERE, PYTHAE, python_of
+from environments import HERE, PYTHAE, RESULT, python_of, result_of
 from vaelab.checkpoint import write_json
 from vaelab.compiling import can_compile
 from vaelab.evaluate import annealed, importance
@@ -63,7 +62,7 @@ class Options:
 def main(options: Options) -> None:
     """Run the benchmark, print a table, write benchmarks/results/nll_throughput.json."""
     if options.ours:
-        print("RESULT " + json.dumps(time_ours(options)))
+        print(RESULT + json.dumps(time_ours(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         data, run = train(Path(folder), options)
@@ -78,9 +77,9 @@ def main(options: Options) -> None:
                     "--threads", str(options.threads)]  # fmt: skip
             peer = [str(python), str(HERE / "peers" / "pythae_nll.py"), f"{folder}/x.npy", f"{folder}/weights.npz",
                     str(SAMPLES), str(SAMPLES)]  # fmt: skip
-            mine = result(ours)
-            theirs = min((result([*peer, str(threads)]) for threads in {1, options.threads}), key=speed_of)
-            row = {"vaelab": mine["images_per_second"], "pythae": 1 / speed_of(theirs),
+            mine = result_of(ours)
+            theirs = min((result_of([*peer, str(threads)]) for threads in {1, options.threads}), key=seconds_of)
+            row = {"vaelab": mine["images_per_second"], "pythae": 1 / seconds_of(theirs),
                    "products_alone": mine["products_alone"]}  # fmt: skip
             row["ratio"] = row["vaelab"] / row["pythae"]
             row["difference"] = statistics.mean(mine["log_px"]) - statistics.mean(theirs["log_px"])
@@ -210,16 +209,7 @@ def measure_ais(run: Path, data: v.data.Dataset, options: Options) -> None:
     })  # fmt: skip
 
 
-def result(command: list[str]) -> dict[str, Any]:
-    """What a process printed."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
-
-
-def speed_of(found: dict[str, Any]) -> float:
+def seconds_of(found: dict[str, Any]) -> float:
     """Median seconds of an image after the first ones."""
     return statistics.median(found["seconds"][FIRST:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,18 +17,14 @@ RESULTS = Path(__file__).parent / "results" / "mnist"
 SLOTS = ("likelihood", "prior", "posterior", "objective", "encoder", "decoder")
 
 
-def parts_table(slot: str) -> Callable[[], str]:
+def parts_table(slot: str) -> str:
     """A row for each part that a slot of a run may hold."""
-
-    def table() -> str:
-        rows = ["| part | what it is | source | recipes: published → measured |", "|---|---|---|---|"]
-        for word, spec in spec_names(slot).items():
-            what, sources = described(documented(spec))
-            name = "<br>".join([f"`{word}`", *settings(slot, word)])
-            rows.append(f"| {name} | {what} | {'<br>'.join(sources) or '–'} | {'<br>'.join(used(slot, word)) or '–'} |")
-        return "\n".join(rows)
-
-    return table
+    rows = ["| part | what it is | source | recipes: published → measured |", "|---|---|---|---|"]
+    for word, spec in spec_names(slot).items():
+        what, sources = described(documented(spec))
+        name = "<br>".join([f"`{word}`", *settings(slot, word)])
+        rows.append(f"| {name} | {what} | {'<br>'.join(sources) or '–'} | {'<br>'.join(used(slot, word)) or '–'} |")
+    return "\n".join(rows)
 
 
 def settings(slot: str, word: str) -> Iterator[str]:

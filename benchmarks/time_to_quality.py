@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 
@@ -49,6 +48,7 @@ def main() -> None:
         return
     import tyro
 
+    from environments import result_of
     from vaelab.checkpoint import write_json
     from vaelab.recipes import RECIPES
     from vaelab.runtime import cpu_name
@@ -62,14 +62,9 @@ def main() -> None:
                      "compile": options.compile, "epochs": options.epochs,
                      "changes": dict(read_change(change) for change in options.changes)}  # fmt: skip
             started = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, __file__, "--side", json.dumps(given)], capture_output=True, text=True
-            )
+            found = result_of([sys.executable, __file__, "--side", json.dumps(given)])
             seconds = time.perf_counter() - started
-            lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-            if done.returncode or not lines:
-                raise SystemExit(done.stderr[-2000:])
-            row = {**given, "seconds": round(seconds, 2), **json.loads(lines[-1].removeprefix(RESULT))}
+            row = {**given, "seconds": round(seconds, 2), **found}
             rows.append(row)
             told = [key for key in ("distortion", "rate") if key in published]
             beaten = bool(told) and all(row[key] <= published[key] for key in told)

@@ -11,11 +11,9 @@ given apart). Peers are installed from PyPI into environments of their own, in `
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,16 +29,16 @@ import tyro
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaelab as v
-from environments import HERE, JAX, PYTHAE, python_of
+from environments import HERE, JAX, PYTHAE, RESULT, python_of, random_images, result_of
 from vaelab.checkpoint import write_json
 from vaelab.distributed import leads, team
 from vaelab.errors import FailureError
+from vaelab.folder import source_commit
 from vaelab.objectives import elbo_terms
 from vaelab.products import faster_products
 from vaelab.runtime import cpu_name, denormals_flushed
 from vaelab.trainer import Trainer
 
-RESULT = "RESULT "
 WARM_UP = 5  # steps of the convolutional network; the first compiles
 MLP = {"encoder_hidden_dims": (400,), "decoder_hidden_dims": (400,), "latent_dim": 20, "lr": 1e-3, "batch_size": 128}
 
@@ -119,7 +117,7 @@ def main(options: Options) -> None:
         for seed in range(options.repeats):
             row: dict[str, Any] = {}
             for name in chosen:
-                row[name] = run(command(name, seed, paths, options))
+                row[name] = result_of(command(name, seed, paths, options), OMP_NUM_THREADS="")
                 print(f"repeat {seed + 1}: {name} {describe(name, row[name])}", flush=True)
             repeats.append(row)
             # Written after each repeat: a run that is stopped has measured something.
@@ -129,14 +127,12 @@ def main(options: Options) -> None:
 
 def about(options: Options) -> dict[str, Any]:
     """What must stand beside the numbers."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src", "benchmarks/*.py"]).returncode
     flags = " --scaling" if options.scaling else f" --repeats {options.repeats} --epochs {options.epochs}"
     return {
         "command": f"python benchmarks/training.py{flags} --threads {options.threads}",
         "machine": cpu_name(),
         "threads": options.threads,
-        "commit": commit + ("-dirty" if changed else ""),
+        "commit": source_commit(),
         "versions": {"torch": torch.__version__, "pythae": PYTHAE.partition("==")[2], "jax": JAX.partition("==")[2],
                      "vaelab": version("vaelab"), "python": platform.python_version()},
     }  # fmt: skip
@@ -166,8 +162,7 @@ def save_images(folder: Path) -> tuple[str, str, str]:
         )
     except FailureError as error:
         print(f"{error}\ntiming with random images instead", file=sys.stderr)
-        draw = np.random.default_rng(0)
-        train, test = (draw.integers(0, 256, (n, 1, 28, 28), np.uint8) for n in (60_000, 10_000))
+        train, test = (random_images(count).numpy() for count in (60_000, 10_000))
         name = "random"
     np.save(folder / "train.npy", train)
     np.save(folder / "test.npy", test)
@@ -189,15 +184,6 @@ def command(name: str, seed: int, paths: tuple[str, str, str], options: Options)
         return [sys.executable, *ours]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(side.processes)]
     return [sys.executable, *launcher, *ours]
-
-
-def run(line: list[str]) -> dict[str, Any]:
-    """Run a side in a process of its own and take its result."""
-    result = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": ""})
-    lines = [line for line in result.stdout.splitlines() if line.startswith(RESULT)]
-    if result.returncode or not lines:
-        raise SystemExit(f"{' '.join(line)} failed:\n{result.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix(RESULT))
 
 
 # --- our sides ------------------------------------------------------------------------------------------------------
@@ -341,8 +327,7 @@ def scaling(options: Options) -> dict[str, dict[str, float]]:
         rows[what] = {}
         for value, settings in values.items():
             side, count = (value if what.startswith("side") else 28), (value if what == "images" else 20_000)
-            x = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8)
-            part = v.data.Split(x, None, torch.arange(count))
+            part = v.data.Split(random_images(count, side), None, torch.arange(count))
             data = v.data.Dataset("random", "grey", part, part, part, binary=False, classes=None)
             run = v.override(v.recipes.mlp(), **{**MLP, **settings}, precision="bf16", compile="on")
             trainer = Trainer(run, data, torch.device("cpu"))

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from vaelab.compiling import can_compile
+from vaelab.recipes import recipe
+from vaelab.trainer import build_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,3 +29,9 @@ def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path):
     ]  # fmt: skip
     assert all(row["images_per_second"] > 0 for row in result["speed"])
     assert "mlp" in done.stdout
+    parts = build_model(recipe("mlp"), (1, 28, 28)).modules()
+    layers = [part.weight.numel() for part in parts if isinstance(part, torch.nn.Linear)]
+    for row in result["speed"]:
+        seconds = row["ms_per_step"] / 1e3
+        products = 2 * row["images_per_second"] * seconds * (3 * sum(layers) - layers[0])
+        assert row["tflops"] * 1e12 * seconds == pytest.approx(products), "one forward, two back, the first layer one"

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 
 from vaelab import checkpoint
 from vaelab.cli import COMMANDS, main
+from vaelab.errors import InterruptedRun
+from vaelab.progress import Bar
 from vaelab.recipes import RECIPES
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "1"]
@@ -63,6 +66,20 @@ def test_every_command_has_help(command, capsys):
         code = leave.code
     assert code in (0, None)
     assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_brackets_of_a_usage_are_shown(capsys):
+    assert main(["--help"]) == 0
+    assert "[any setting]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_brackets_of_a_path_are_shown(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "run[a]")
+    assert main(["evaluate", "run[a]", "--only", "elbo"]) == 0
+    assert "run[a]: digits test" in " ".join(capsys.readouterr().out.split())
+    Bar().say("into run[a]")
+    assert "into run[a]" in capsys.readouterr().err
 
 
 def test_recipes_lists_all_with_their_published_numbers(capsys):
@@ -219,6 +236,16 @@ def test_an_existing_picture_is_not_overwritten(run, tmp_path, capsys):
     assert (tmp_path / "mine.png").read_text() == "precious"
 
 
+def test_an_output_that_is_taken_is_refused_before_any_work(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.png").write_text("precious")
+    monkeypatch.setattr("vaelab.cli.showing.opened", None)
+    monkeypatch.setattr("vaelab.cli.shipping.opened", None)
+    assert main(["reconstruct", str(run), "--out", str(tmp_path / "mine.png")]) == 2
+    assert "exists: give another name" in complaint(capsys)
+    assert main(["export", str(run), "--out", str(tmp_path / "mine.png")]) == 2
+    assert "is a file: choose another folder" in complaint(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -234,6 +261,8 @@ def test_an_existing_picture_is_not_overwritten(run, tmp_path, capsys):
             "--protocol gray: there is grey, dynamic, static, threshold; did you mean",
         ),
         (["evaluate", "--only", "ebo"], "--only ebo: no such part; did you mean 'elbo'?"),
+        (["refit", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["refit", "--seed", "-1"], "--seed -1: must be at least 0"),
         (["sample", "--num", "-1"], "--num -1: must be at least 1"),
         (["animate", "--digits", "1z"], "there is no class 'z'"),
         (["animate", "--frames", "0"], "--frames 0: must be from 1 to 500"),
@@ -354,13 +383,28 @@ def test_a_place_where_nothing_can_be_made(capsys):
     ],
 )
 def test_a_damaged_run_is_named(run, tmp_path, name, damage, message, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / name).write_bytes(damage((copy / name).read_bytes()))
     assert main(["sample", str(copy)]) in (1, 2)
     assert message in complaint(capsys)
+
+
+def test_a_finished_run_that_has_lost_its_history_is_named(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "history.jsonl").unlink()
+    assert main(["train", "mlp", "--out", str(copy), "--resume"]) == 1
+    assert "has lost its history.jsonl or last.pt" in complaint(capsys)
+
+
+def test_the_way_to_go_on_can_be_pasted(tmp_path, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        raise InterruptedRun("interrupted")
+
+    monkeypatch.setattr("vaelab.train.fit", stop)
+    assert main([*TRAIN, "--out", str(tmp_path / "my run")]) == 130
+    assert complaint(capsys).endswith(f"go on with: vaelab train mlp --out '{tmp_path / 'my run'}' --resume")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from vaelab import report
 from vaelab.cli import main
 from vaelab.evaluate import latents
+from vaelab.scene import scene_of
 
 SMALL = ["--data", "digits", "--epochs", "2", "--warmup-epochs", "0", "--encoder-hidden-dims", "24",
          "--decoder-hidden-dims", "24", "--batch-size", "128"]  # fmt: skip
@@ -24,6 +26,7 @@ REFUSED = {
     ("planar", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
     ("sphere", "explore"): "exploring needs latents that are any real vectors: those of this model are sphere",
     ("sphere", "traverse"): "needs latents that are any real vectors: those of this model are sphere",
+    ("sphere", "pair"): "needs latents that are any real vectors: those of this model are sphere",
 }
 
 
@@ -34,7 +37,10 @@ def trained(request, tmp_path_factory):
     return request.param, folder
 
 
-@pytest.mark.parametrize("command", ["evaluate", "ais", "doctor", "report", "export", "explore", "traverse", "sample"])
+COMMANDS = ["evaluate", "ais", "doctor", "report", "export", "explore", "traverse", "pair", "sample"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_the_run_or_refuses_it_in_one_line(trained, command, tmp_path, capsys):
     name, run = trained
     words = {
@@ -42,6 +48,7 @@ def test_every_command_takes_the_run_or_refuses_it_in_one_line(trained, command,
         "ais": ["evaluate", str(run), *AIS],
         "export": ["export", str(run), "--out", str(tmp_path / "export")],
         "explore": ["explore", str(run), "--static", str(tmp_path / "site"), "--runtime", "cdn"],
+        "pair": ["interpolate", str(run), "--images", "0", "1"],
     }
     capsys.readouterr()
     code = main(words.get(command, [command, str(run)]))
@@ -52,6 +59,13 @@ def test_every_command_takes_the_run_or_refuses_it_in_one_line(trained, command,
     assert code == 2
     assert reason in said.err
     assert len([line for line in said.err.splitlines() if line.startswith("vaelab")]) == 1
+
+
+def test_a_caption_says_of_dimensions_what_is_known(trained):
+    name, run = trained
+    if name in ("vamp", "flow"):
+        caption = report._traversals(scene_of(run)).caption
+        assert caption.endswith("; by how much codes vary.")
 
 
 def test_what_is_measured_of_them_is_what_is_defined(trained, monkeypatch):

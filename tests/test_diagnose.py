@@ -33,9 +33,8 @@ HEALTHY = Symptoms(
     train_size=55_000,
     train=RNG.normal(100, 20, 2000),
     validation=RNG.normal(102, 20, 2000),
-    distortion=78.0,
     rate=np.linspace(0.3, 2.5, 20),
-    two_sample=(0.56, 0.01),
+    two_sample=0.56,
 )
 
 
@@ -50,7 +49,7 @@ def test_the_healthy_are_told_nothing():
 ILL = {
     "posterior collapse": {"rate": np.full(20, 1e-3)},
     "collapsed dimensions": {"rate": np.where(np.arange(20) < 6, 1.0, 0.0), "beta": 4.0, "history": epochs([100.0] * 10, 4.0)},
-    "hole between codes and prior": {"two_sample": (0.93, 0.01), "beta": 0.05},
+    "hole between codes and prior": {"two_sample": 0.93, "beta": 0.05},
     "over-fitting": {"train": RNG.normal(80, 5, 2000), "annealed_train": RNG.normal(75, 5, 100),
                      "annealed_validation": RNG.normal(95, 5, 100)},
     "over-fitting of the encoder": {"train": RNG.normal(80, 5, 2000), "annealed_train": RNG.normal(95, 5, 100),
@@ -90,7 +89,7 @@ def test_surplus_dimensions_are_a_note_and_say_what_is_enough():
 
 
 def test_an_autoencoder_is_told_to_fit_a_prior_and_of_no_hole():
-    lost = replace(HEALTHY, rate=None, two_sample=(0.97, 0.01), beta=0.0, can_weigh=False)
+    lost = replace(HEALTHY, rate=None, two_sample=0.97, beta=0.0, can_weigh=False)
     (found,) = diagnose(replace(lost, prior_held=False))
     assert (found.name, found.kind) == ("no prior yet", "note")
     assert "refit" in found.remedy
@@ -112,6 +111,13 @@ def test_annealing_is_advised_where_the_objective_has_it(digits):
 )
 def test_what_holds_a_prior_is_read_from_the_run(changes, held, digits):
     assert doctor.examine(replace(recipe("ae-2d"), **changes), None, digits, []).prior_held is held
+
+
+def test_pixels_are_summed_up_piece_by_piece(digits):
+    found = doctor.examine(recipe("mlp"), None, digits, [], images=1200)
+    x = digits.train.rows(slice(1200)).x.double()
+    assert found.pixels == pytest.approx([float(of_all) for of_all in (x.mean(), x.std(), x.min(), x.max())])
+    assert found.middle == pytest.approx(float(((x > 0.1) & (x < 0.9)).double().mean()))
 
 
 def test_nan_says_step_term_and_last_good_checkpoint():

@@ -357,6 +357,11 @@ def test_traverse_and_interpolate_write_what_is_asked_for(run, tmp_path):
     assert (run / "interpolate.png").exists()
 
 
+def test_images_beyond_the_map_can_be_moved_from(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("vaelab.scene.MAPPED", 50)
+    assert main(["traverse", str(run), "--image", "179", "--rows", "2", "--out", str(tmp_path / "t.png")]) == 0
+
+
 @pytest.mark.parametrize("of", ["images", "traversal", "training"])
 def test_animations_of_all_kinds(run, of):
     assert main(["animate", str(run), "--of", of, "--frames", "4"]) == 0
@@ -374,6 +379,7 @@ def test_animations_of_all_kinds(run, of):
     (["interpolate", "--images", "1"], "--images 1: give two for each pair"),
     (["interpolate", "--images", "1", "-2"], "--images -2: there are validation images 0 to 179"),
     (["interpolate", "--steps", "1"], "--steps 1: must be at least 2"),
+    (["reconstruct", "--images", "mine", "--split", "train"], "--split train takes the run's own images"),
     (["animate", "--of", "images", "--digits", "12"], "--digits 12 names classes"),
     (["animate", "--out", "a.png"], "--out a.png: a film is a .gif or a .mp4"),
 ])  # fmt: skip

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from vaelab.objectives import ELBO as ELBO
     from vaelab.train import fit as fit
 
-_MODULES = ("data", "evaluate", "figures", "recipes", "specs", "train")
-_NAMES = {
+_NAMES = {  # the module of each; all others are modules themselves
     "Run": "config",
     "override": "config",
     "load": "data",
@@ -47,11 +46,11 @@ __all__ = [  # noqa: RUF022
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"vaelab.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'vaelab' has no attribute {name!r}")
     if name in _NAMES:
         return getattr(import_module(f"vaelab.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'vaelab' has no attribute {name!r}")
+    return import_module(f"vaelab.{name}")
 
 
 def __dir__() -> list[str]:

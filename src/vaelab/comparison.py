@@ -6,13 +6,12 @@ it, numbers of one metric whose protocols are the same to the letter. All others
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, final
 
 from vaelab import __version__
 from vaelab.checkpoint import read_json
@@ -39,8 +38,23 @@ _OF_THE_RUN = re.compile(
 
 MARK = 2.0  # combined standard errors
 
-_T = TypeVar("_T")
-_ByPlace = dict[tuple[str, str], _T]  # by (split, protocol)
+
+@final
+@dataclass(frozen=True)
+class Place:
+    """What was measured of one split under one protocol.
+
+    Args:
+        scores: the estimates by their metric's name.
+        images: the hash of the images as they were scored.
+        fitted: the hash of the training images that probes were fitted on.
+        floor: what a cross-entropy on grey pixels cannot go below, in nats; None of a likelihood.
+    """
+
+    scores: dict[str, Estimate]
+    images: str
+    fitted: str
+    floor: float | None
 
 
 @final
@@ -53,10 +67,7 @@ class Measured:
         path, run: its folder, and its configuration.
         record, resolved: what its data were when it was trained; what ``auto`` was resolved to, and the machine.
         history, model: one record an epoch; its best model.
-        scores: by (split, protocol), the estimates by their metric's name.
-        images: by (split, protocol), the hash of the images as they were scored.
-        fitted: by (split, protocol), the hash of the training images that probes were fitted on.
-        floors: by (split, protocol), what a cross-entropy on grey pixels cannot go below, in nats.
+        places: what was measured, by (split, protocol).
     """
 
     name: str
@@ -66,10 +77,7 @@ class Measured:
     resolved: dict[str, Any]
     history: list[dict[str, Any]]
     model: VAE
-    scores: _ByPlace[dict[str, Estimate]]
-    images: _ByPlace[str]
-    fitted: _ByPlace[str]
-    floors: _ByPlace[float]
+    places: dict[tuple[str, str], Place]
 
     @property
     def is_real(self) -> bool:
@@ -220,14 +228,11 @@ def _measured(name: str, path: Path) -> Measured:
     needed = {"epoch", "seconds", "validation_distortion"}
     if not history or not all(needed <= record.keys() for record in history):
         raise FailureError(f"{path / 'history.jsonl'} is missing or incomplete: {path} cannot be compared")
-    model = load_model(path)
-    found = _scores(path, config["data"])
-    return Measured(name, path, run, config["data"], config["resolved"], history, model, *found)
+    model, places = load_model(path), _places(path, config["data"])
+    return Measured(name, path, run, config["data"], config["resolved"], history, model, places)
 
 
-def _scores(
-    path: Path, record: Mapping[str, Any]
-) -> tuple[_ByPlace[dict[str, Estimate]], _ByPlace[str], _ByPlace[str], _ByPlace[float]]:
+def _places(path: Path, record: Mapping[str, Any]) -> dict[tuple[str, str], Place]:
     """What a run's ``metrics.json`` holds, after checking that it is of this run as it is now."""
     file, weights = path / "metrics.json", path / "best_model.pth"
     again = f"run vaelab evaluate {path}"
@@ -237,23 +242,26 @@ def _scores(
     if content.get("format") != FORMAT:
         of = f"is of format {content['format']}" if "format" in content else "is without a format"
         raise FailureError(f"{file} {of}; vaelab {__version__} compares format {FORMAT}: {again} again")
-    if content.get("weights_sha256") != hashlib.sha256(weights.read_bytes()).hexdigest():
+    if content.get("weights_sha256") != RunFolder(path).weights_sha256():
         raise FailureError(f"{weights} has changed since {file} was written: {again} again")
     if content.get("data") != record:
         raise FailureError(f"{file} is of other data than config.json says: {again} again")
     try:
-        places = {(split, p): place for split, under in content["splits"].items() for p, place in under.items()}
-        found = {key: {k: _estimate(v) for k, v in place["metrics"].items()} for key, place in places.items()}
-        abouts = {key: place.get("about", {}) for key, place in places.items()}
-        images = {key: str(about["images_sha256"]) for key, about in abouts.items()}
-        fitted = {key: str(about["train_sha256"]) for key, about in abouts.items()}
-        floors = {k: float(a["cross_entropy_floor"]) for k, a in abouts.items() if "cross_entropy_floor" in a}
+        found = {(split, protocol): _place(place) for split, under in content["splits"].items()
+                 for protocol, place in under.items() if place["metrics"]}  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise FailureError(f"{file} is damaged ({reason}): remove it, then {again} again") from error
-    if not any(found.values()):
+    if not found:
         raise UsageError(f"{file} holds no numbers: {again} first")
-    return found, images, fitted, floors
+    return found
+
+
+def _place(content: Mapping[str, Any]) -> Place:
+    about = content.get("about", {})
+    scores = {metric: _estimate(estimate) for metric, estimate in content["metrics"].items()}
+    floor = float(about["cross_entropy_floor"]) if "cross_entropy_floor" in about else None
+    return Place(scores, str(about["images_sha256"]), str(about["train_sha256"]), floor)
 
 
 def _estimate(content: Mapping[str, Any]) -> Estimate:
@@ -271,7 +279,7 @@ def _estimate(content: Mapping[str, Any]) -> Estimate:
 
 def compare(runs: Sequence[Measured]) -> Comparison:
     """Put runs side by side, as far as they can be compared."""
-    places = dict.fromkeys((run.record["data"], *place) for run in runs for place in run.scores)
+    places = dict.fromkeys((run.record["data"], *place) for run in runs for place in run.places)
     tables = [table for place in places for table in _tables(runs, *place)]
     apart = [_why(max(tables[:i], key=lambda other: _agreement(other, table)), table)
              for i, table in enumerate(tables) if i > 0]  # fmt: skip
@@ -281,26 +289,26 @@ def compare(runs: Sequence[Measured]) -> Comparison:
 def _tables(runs: Sequence[Measured], data: str, split: str, protocol: str) -> list[Table]:
     """The tables of one split under one protocol: one for each set of runs that share images and at least one row."""
     place = (split, protocol)
-    here = [run for run in runs if run.record["data"] == data and run.scores.get(place)]
+    here = [run for run in runs if run.record["data"] == data and place in run.places]
     found: list[Table] = []
-    for sha256 in dict.fromkeys(run.images[place] for run in here):
-        same = [run for run in here if run.images[place] == sha256]
-        rows = _rows(same, split, protocol)
+    for sha256 in dict.fromkeys(run.places[place].images for run in here):
+        same = [run for run in here if run.places[place].images == sha256]
+        rows = _rows(same, place)
         for names in _connected([run.name for run in same], rows):
             members = [run for run in same if run.name in names]
             own = [row for row in rows if row.cells.keys() <= names]
             binary = any(", binary pixels" in row.protocol for row in own)
             pixels = "binary pixels" if binary else PIXELS.get(protocol, protocol)
-            notes = _notes(own, {run.floors[place] for run in members if place in run.floors})
+            notes = _notes(own, {floor for run in members if (floor := run.places[place].floor) is not None})
             found.append(Table(data, split, protocol, pixels, members[0].record[split], sha256,
                                [run.name for run in members], own, notes))  # fmt: skip
     return found
 
 
-def _rows(runs: Sequence[Measured], split: str, protocol: str) -> list[Row]:
+def _rows(runs: Sequence[Measured], place: tuple[str, str]) -> list[Row]:
     found: dict[tuple[str, str, str, int, float | None], dict[str, Cell]] = {}
     for run in runs:
-        for metric, e in run.scores[split, protocol].items():
+        for metric, e in run.places[place].scores.items():
             beta = run.run.objective.beta if metric == "objective" else None
             words = [_OF_THE_RUN.sub("", e.protocol)]
             if run.is_real and (metric in _OF_PIXELS or _importance_samples(metric)):
@@ -308,7 +316,7 @@ def _rows(runs: Sequence[Measured], split: str, protocol: str) -> list[Row]:
             if beta is not None:
                 words.append(f"beta {beta:g}")
             if metric in _PROBES:
-                words.append(f"train_sha256 {run.fitted[split, protocol]}")
+                words.append(f"train_sha256 {run.places[place].fitted}")
             remark = ", ".join(_OF_THE_RUN.findall(e.protocol))
             cell = Cell(e.value, None if math.isnan(e.stderr) else e.stderr, remark)
             found.setdefault((metric, "; ".join(words), e.unit, e.n, beta), {})[run.name] = cell

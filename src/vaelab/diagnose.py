@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vaelab import specs
 from vaelab.config import Run
-from vaelab.data.datasets import BATCH, Dataset
+from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.evaluate import annealed, classifiers, latents
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
@@ -45,7 +45,7 @@ class Finding:
     """
 
     name: str
-    kind: Kind
+    kind: Kind = field(default="illness", kw_only=True)
     evidence: str
     remedy: str
 
@@ -65,9 +65,8 @@ class Symptoms:
         support: what the likelihood is made for: ``binary``, ``unit``, ``bytes`` or ``real`` pixels.
         train_size: training images.
         train, validation: -ELBO of each of some images, in nats; None for a model without a rate.
-        distortion: mean validation distortion.
         rate: mean rate of each dimension over validation images, (D,).
-        two_sample: accuracy of telling q(z) from p(z), and its standard error.
+        two_sample: accuracy of telling q(z) from p(z).
         prior_held: codes were led to the prior, or it was fitted to them afterwards.
         can_weigh: the objective has a ``--beta`` that could be raised.
         can_anneal: it has a ``--kl-warmup-epochs``.
@@ -84,9 +83,8 @@ class Symptoms:
     train_size: int
     train: NDArray[np.float64] | None = None
     validation: NDArray[np.float64] | None = None
-    distortion: float = math.nan
     rate: NDArray[np.float64] | None = None
-    two_sample: tuple[float, float] | None = None
+    two_sample: float | None = None
     prior_held: bool = True
     can_weigh: bool = True
     can_anneal: bool = True
@@ -115,15 +113,13 @@ def examine(
         history, failure: what its folder says of its training.
         images: of each split, at most.
     """
-    x = data.train.rows(slice(max(images, 1))).x.double()
     likelihood = likelihood_of(run, data.shape).build(data.shape[0]) if model is None else model.likelihood_head
     flags = {field.name for field in fields(run.objective)}
     symptoms = Symptoms(
         beta=run.objective.beta,
         history=history,
         failure=failure,
-        pixels=(float(x.mean()), float(x.std()), float(x.min()), float(x.max())),
-        middle=float(((x > 0.1) & (x < 0.9)).double().mean()),
+        **_of_pixels(data.train.first(max(images, 1))),
         binary=data.binary,
         support=likelihood.support,
         train_size=len(data.train),
@@ -135,7 +131,6 @@ def examine(
         return symptoms
     train, validation = _first(data, "train", images), _first(data, "validation", images)
     distortion, rate = terms_as_defined(model, validation.batches("validation", BATCH))
-    symptoms = replace(symptoms, distortion=float(distortion.mean()))
     if rate is not None:
         of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
         symptoms = replace(symptoms, train=of_train, validation=distortion + rate)
@@ -146,7 +141,7 @@ def examine(
     symptoms = replace(
         symptoms,
         rate=None if codes.rate is None else codes.rate.mean(0),
-        two_sample=None if test is None else (test.value, test.stderr),
+        two_sample=None if test is None else test.value,
     )
     if _gap(symptoms) is None:
         return symptoms
@@ -156,6 +151,18 @@ def examine(
         for part_of, split in ((train, "train"), (validation, "validation"))
     ]
     return replace(symptoms, annealed_train=values[0], annealed_validation=values[1])
+
+
+def _of_pixels(images: Split) -> dict[str, Any]:
+    """The symptoms of pixels, some images at a time: in double precision all of them may not fit in memory."""
+    sums, count, low, high = np.zeros(3), 0, math.inf, -math.inf
+    for x in map(torch.Tensor.double, images.pieces()):
+        count += x.numel()
+        sums += [float(part.sum()) for part in (x, x.square(), (x > 0.1) & (x < 0.9))]
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+    mean, square, middle = sums / count
+    std = math.sqrt(max(square - mean**2, 0.0) * count / (count - 1))
+    return {"pixels": (float(mean), std, low, high), "middle": float(middle)}
 
 
 def _first(data: Dataset, split: str, count: int) -> Dataset:
@@ -191,23 +198,19 @@ def _nan(s: Symptoms) -> Finding | None:
     good = "no checkpoint was saved before it" if kept is None else f"the last good checkpoint is step {kept} (last.pt)"
     return Finding(
         "ended in NaN",
-        "illness",
         f"{s.failure['term']} was not finite at step {s.failure['step']}; {good}",
         "a smaller --learning-rate, or --clip-norm 1; data outside [0, 1] and bf16 are the other usual causes",
     )
 
 
 def _exploding(s: Symptoms) -> Finding | None:
-    losses = [record["loss"] for record in s.history]
     least = math.inf
-    for record, loss in zip(s.history, losses, strict=True):
-        # A KL weight that rises makes the loss rise with it: only epochs at the final weight are compared.
-        if record["beta"] < s.beta:
-            continue
+    # A KL weight that rises makes the loss rise with it: only epochs at the final weight are compared.
+    for record in (record for record in s.history if record["beta"] >= s.beta):
+        loss = record["loss"]
         if loss - least > ROUGH * max(abs(least), SCALE):
             return Finding(
                 "exploding gradient",
-                "illness",
                 f"the training loss rose from {least:.1f} to {loss:.1f} nats in epoch {record['epoch']}",
                 "--clip-norm 1, and a --learning-rate three times smaller",
             )
@@ -221,7 +224,6 @@ def _range(s: Symptoms) -> Finding | None:
         return None
     return Finding(
         "wrong data range",
-        "illness",
         f"training pixels lie in {low:.3f}..{high:.3f} (mean {mean:.3f}), where 0..1 is expected",
         "say what the values mean: --range unit, byte or symmetric; pixels that were divided by 255 twice look so",
     )
@@ -231,14 +233,12 @@ def _likelihood(s: Symptoms) -> Finding | None:
     if s.support in ("real", "unit") and s.binary:
         return Finding(
             "likelihood does not fit",
-            "illness",
             "a density over real values is scored on pixels that are 0 or 1: it can grow without bound",
             "--likelihood bernoulli",
         )
     if s.support == "binary" and not s.binary and s.middle > MIDDLE:
         return Finding(
             "likelihood does not fit",
-            "illness",
             f"{s.middle:.0%} of the pixels are neither dark nor bright, and a Bernoulli is made for 0 and 1",
             "--likelihood gaussian (its sigma is learned)",
         )
@@ -253,9 +253,9 @@ def _collapse(s: Symptoms) -> Finding | None:
     if active == 0:
         anneal = "anneal it (--kl-warmup-epochs 10)" if s.can_anneal else "--objective elbo can anneal it"
         remedy = anneal if s.beta <= 1 else "lower --beta, to 1 at most"
-        return Finding("posterior collapse", "illness", evidence, f"the KL outweighs what z is worth: {remedy}")
+        return Finding("posterior collapse", evidence, f"the KL outweighs what z is worth: {remedy}")
     if active < 0.5 * total and s.beta > 1:
-        return Finding("collapsed dimensions", "illness", evidence, "lower --beta: at 1 more dimensions are worth it")
+        return Finding("collapsed dimensions", evidence, "lower --beta: at 1 more dimensions are worth it")
     return None
 
 
@@ -266,14 +266,13 @@ def _size(s: Symptoms) -> Finding | None:
     if 0 < active < 0.5 * total and s.beta <= 1:
         return Finding(
             "latent too large",
-            "note",
             f"{active} of {total} dimensions are in use",
             f"--latent-dim {max(2, active + active // 4)} is enough; the surplus costs time, hardly likelihood",
+            kind="note",
         )
     if active == total and s.rate.min() > CROWDED and s.beta >= 0.5:
         return Finding(
             "latent too small",
-            "illness",
             f"all {total} dimensions are full: the least used one carries {s.rate.min():.2f} nats",
             f"--latent-dim {2 * total} (vaelab tune-latent measures what is best), unless it is meant for a picture",
         )
@@ -283,17 +282,17 @@ def _size(s: Symptoms) -> Finding | None:
 def _no_prior(s: Symptoms) -> Finding | None:
     if s.prior_held:
         return None
-    seen = "" if s.two_sample is None else f": a classifier tells them apart {s.two_sample[0]:.0%} of the time"
+    seen = "" if s.two_sample is None else f": a classifier tells them apart {s.two_sample:.0%} of the time"
     return Finding(
         "no prior yet",
-        "note",
         f"the objective did not lead codes to the standard normal that samples are drawn from{seen}",
         "vaelab refit RUN --prior mixture (or flow) fits a prior to the codes; reconstructions need none",
+        kind="note",
     )
 
 
 def _hole(s: Symptoms) -> Finding | None:
-    if s.two_sample is None or s.two_sample[0] < HOLE:
+    if s.two_sample is None or s.two_sample < HOLE:
         return None
     later = "or fit a prior to the codes: vaelab refit RUN --prior mixture"
     if s.beta < 1 and s.can_weigh:
@@ -302,8 +301,7 @@ def _hole(s: Symptoms) -> Finding | None:
         remedy = f"train longer, take a smaller --latent-dim, {later}"
     return Finding(
         "hole between codes and prior",
-        "illness",
-        f"a classifier tells codes of images from draws of the prior {s.two_sample[0]:.0%} of the time (chance: 50 %); "
+        f"a classifier tells codes of images from draws of the prior {s.two_sample:.0%} of the time (chance: 50 %); "
         "reconstructions can be good while samples, drawn where no code lies, are bad",
         remedy,
     )
@@ -325,17 +323,16 @@ def _overfit(s: Symptoms) -> Finding | None:
     evidence = f"-ELBO is {gap:.1f} nats higher on validation than on training images"
     more = f"more data than {s.train_size:,} images, --rotate 5 --shift 1 --augment-prob 0.5, or a smaller network"
     if s.annealed_train is None or s.annealed_validation is None:
-        return Finding("over-fitting", "illness", evidence, more)
+        return Finding("over-fitting", evidence, more)
     inner = float(s.annealed_validation.mean() - s.annealed_train.mean())
     evidence += f", -log p(x) by annealing {inner:.1f} nats"
     if inner < 0.4 * gap:
         return Finding(
             "over-fitting of the encoder",
-            "illness",
             evidence,
             "the decoder is sound, the encoder is not: judge by --ais, or train the encoder on more images",
         )
-    return Finding("over-fitting", "illness", evidence, more)
+    return Finding("over-fitting", evidence, more)
 
 
 def _undertrained(s: Symptoms) -> Finding | None:
@@ -350,7 +347,7 @@ def _undertrained(s: Symptoms) -> Finding | None:
     how = "there is but one epoch to judge by" if start is None else (
         f"the validation loss still fell by {fall:.1%} in the last {'epoch' if back == 1 else f'{back} epochs'}"
     )  # fmt: skip
-    return Finding("under-training", "illness", how, "more --epochs (twice as many), or a larger --learning-rate")
+    return Finding("under-training", how, "more --epochs (twice as many), or a larger --learning-rate")
 
 
 def _stderr(values: NDArray[np.float64]) -> float:

@@ -1,17 +1,31 @@
-"""The two ways in which vaelab says no: a wrong request, and a right one that the world refused."""
+"""The two ways in which vaelab says no: a wrong request, and a right one that the world refused.
+
+``code`` is what the command line exits with.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UsageError(ValueError):
-    """The request itself is wrong (a flag, a name, a value): the command line exits with 2."""
+    """The request itself is wrong (a flag, a name, a value)."""
+
+    code: ClassVar[int] = 2
 
 
 class FailureError(RuntimeError):
-    """The request was right and could not be carried out (data, disk, numbers): exits with 1."""
+    """The request was right and could not be carried out (data, disk, numbers)."""
+
+    code: ClassVar[int] = 1
+
+
+class InterruptedRun(FailureError):
+    """The run was stopped by Ctrl-C or a termination signal, and saved."""
+
+    code: ClassVar[int] = 130
 
 
 class NotFiniteError(FailureError):

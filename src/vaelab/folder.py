@@ -8,6 +8,7 @@ that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import subprocess
@@ -218,6 +219,10 @@ class RunFolder:
     def load_best(self) -> dict[str, Any]:
         """The weights of ``best_model.pth``."""
         return load_tensors(self.path / "best_model.pth")
+
+    def weights_sha256(self) -> str:
+        """Of ``best_model.pth``: what was measured is of these weights alone."""
+        return hashlib.sha256((self.path / "best_model.pth").read_bytes()).hexdigest()
 
 
 def source_commit() -> str | None:

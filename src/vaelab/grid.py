@@ -8,7 +8,6 @@ Shapes: N images of the validation split.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from vaelab.recipes import flags_of
 from vaelab.recommend import Setting
 
 SPLIT = "validation"
-MEANS = ("negative_elbo", "distortion", "rate", "active_units", "mutual_information")
+NEEDED = ("negative_elbo", "distortion", "rate")
+MEANS = (*NEEDED, "active_units", "mutual_information")  # a flow has no active units, a planar one no information
 
 Stage = Literal["train", "measure"]
 
@@ -133,10 +133,11 @@ class Grid:
             content = read_json(path / "metrics.json")
         except FailureError:  # not there, or damaged, which the process that measures will say
             return None
-        found = content.get("splits", {}).get(SPLIT, {}).get(self.base.data.protocol, {}).get("metrics", {})
-        weights = hashlib.sha256((path / "best_model.pth").read_bytes()).hexdigest()
-        complete = {self.bound, *MEANS} <= found.keys() and content.get("weights_sha256") == weights
-        return found if complete else None
+        place = content.get("splits", {}).get(SPLIT, {}).get(self.base.data.protocol, {})
+        found = place.get("metrics", {})
+        # Codes are looked at last; what is undefined of them is no metric, but their dimensions are always listed.
+        complete = {self.bound, *NEEDED} <= found.keys() and "per_dimension" in place
+        return found if complete and content.get("weights_sha256") == RunFolder(path).weights_sha256() else None
 
     @property
     def bound(self) -> str:
@@ -170,13 +171,15 @@ class Grid:
             whole = [rows for rows in images if rows is not None]
             mean = np.mean(whole, 0) if len(whole) == len(images) else None
             error = np.mean([b["stderr"] for b in bounds]) if mean is None else mean.std(ddof=1) / np.sqrt(len(mean))
-            means = {name: float(np.mean([found[name]["value"] for found in metrics.values()])) for name in MEANS}
+            defined = [name for name in MEANS if all(name in found for found in metrics.values())]
+            means = {name: float(np.mean([found[name]["value"] for found in metrics.values()])) for name in defined}
+            codes = [found["mutual_information"]["n"] for found in metrics.values() if "mutual_information" in defined]
             means["seconds"] = float(np.mean([_seconds(RunFolder(self.path(point))) for point in metrics]))
             settings.append(Setting(
                 latent_dim, beta, len(values), float(values.mean()), float(error), images=mean,
                 spread=float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
-                slack=float(np.mean([_slack(found) for found in metrics.values()])), means=means,
-                has_beta="beta" in flat(self.base),
+                slack=float(np.mean([_slack(found) for found in metrics.values()])), codes=min(codes, default=0),
+                means=means, has_beta="beta" in flat(self.base),
             ))  # fmt: skip
         return settings, protocol
 

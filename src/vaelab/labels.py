@@ -1,8 +1,10 @@
-"""What readers are told of metrics: their names in words, numbers with as many places as mean something, caveats."""
+"""What readers are told: metrics in words, numbers with as many places as mean something, caveats, times."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 # What a reader sees; a name that ends in _ stands for all that begin so.
 LABELS = {
@@ -50,11 +52,29 @@ def label(key: str, beta: float | None) -> str:
     return words.replace("{beta:g}", "beta" if beta is None else f"{beta:g}").replace("{}", number)
 
 
-def cells(estimate: dict[str, Any]) -> tuple[str, str]:
-    """Value and standard error, with as many places as the error has something to say about."""
-    value, stderr = estimate["value"], estimate["stderr"]
-    places = 2 if abs(value) >= 5 or estimate["unit"] in ("nats", "units") else 4
-    return f"{value:.{places}f}", "-" if stderr is None else f"{stderr:.{places}f}"
+@final
+@dataclass(frozen=True)
+class Row:
+    """A metric as a table shows it: one whose name begins with spaces belongs to the one above."""
+
+    name: str
+    value: str
+    stderr: str
+    unit: str
+    n: str
+    protocol: str
+
+
+def rows_of(metrics: Mapping[str, Any], beta: float) -> dict[str, Row]:
+    """Estimates as ``metrics.json`` holds them, each with as many places as mean something; a missing one is empty."""
+    found: dict[str, Row] = {}
+    for key, estimate in metrics.items():
+        value, stderr, unit = estimate["value"], estimate["stderr"], estimate["unit"]
+        places = 2 if abs(value) >= 5 or unit in ("nats", "units") else 4
+        error = "" if stderr is None else f"{stderr:.{places}f}"
+        found[key] = Row(label(key, beta), f"{value:.{places}f}", error, unit.partition(" (")[0],
+                         f"{estimate['n']:,}", estimate["protocol"])  # fmt: skip
+    return found
 
 
 def notes(found: dict[str, Any]) -> list[str]:
@@ -76,3 +96,15 @@ def cost(record: dict[str, Any], joined: str = ", ") -> str:
     """What the validation images cost in an epoch, in words: distortion and, if there is one, rate, in nats."""
     terms = [term for term in ("distortion", "rate") if f"validation_{term}" in record]
     return joined.join(f"{term} {record[f'validation_{term}']:.2f}" for term in terms) + " nats"
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> duration(7.2), duration(400), duration(9000)
+        ('7 s', '7 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

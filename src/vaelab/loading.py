@@ -41,6 +41,17 @@ def require_same_data(folder: RunFolder, data: Dataset) -> None:
             raise FailureError(f"the data have changed since the run in {folder.path} began: {was}")
 
 
+def data_of(folder: RunFolder) -> Dataset:
+    """The data of the run in this folder, checked to be those that it was trained on.
+
+    Raises:
+        FailureError: naming the first thing that differs.
+    """
+    data = load_data(folder.run)
+    require_same_data(folder, data)
+    return data
+
+
 def load_model(path: str | Path) -> VAE:
     """The best model of a run folder, or that of a file written by ``vaelab export --format safetensors``.
 

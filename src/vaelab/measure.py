@@ -7,7 +7,6 @@ each part.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +30,8 @@ from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
-from vaelab.loading import load_data, load_model, require_same_data
+from vaelab.labels import duration
+from vaelab.loading import data_of, load_data, load_model
 from vaelab.models import VAE
 from vaelab.progress import Bar
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
@@ -125,10 +125,9 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
         FailureError: if files are damaged, the data have changed, or the model's numbers are not finite.
     """
     folder = RunFolder.open(path)
-    run, model, data = folder.run, load_model(path), load_data(folder.run)
-    require_same_data(folder, data)
+    run, model, data = folder.run, load_model(path), data_of(folder)
     model.to(device := resolve_device(plan.device))
-    weights = hashlib.sha256((path / "best_model.pth").read_bytes()).hexdigest()
+    weights = folder.weights_sha256()
     about = {"format": FORMAT, "recipe": run.recipe, "beta": run.objective.beta, "data": data.record(),
              "weights_sha256": weights}  # fmt: skip
     content = _measured_before(path / "metrics.json", about)
@@ -140,8 +139,7 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
         jobs: list[tuple[Subject, Part]] = [(subject, part) for subject in subjects for part in _parts(subject)]
         for subject, part in jobs:
             if part in SECONDS and (seconds := SECONDS[part](subject)) > 5:
-                about_time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-                bar.say(f"{_title(subject, part)}: about {about_time}")
+                bar.say(f"{_title(subject, part)}: about {duration(seconds)}")
         for subject, part in jobs:
             bar.begin(_title(subject, part))
             found = MEASURES[part](subject)

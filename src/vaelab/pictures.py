@@ -87,9 +87,8 @@ def kl_bars(scene: Scene) -> Content:
     """How many nats each latent dimension carries."""
     if scene.rate is None:
         raise UsageError("the rate of single dimensions is not known for this posterior and prior")
-    used = int((scene.rate >= 0.1).sum())
     what = (f"Rate of each dimension over {len(scene.codes):,} validation images: {scene.rate.sum():.2f} nats in all, "
-            f"{used} of {len(scene.rate)} dimensions with 0.1 or more")  # fmt: skip
+            f"{scene.used} dimensions with 0.1 or more")  # fmt: skip
     return figures.kl_bars(scene.rate, title=scene.title(what))
 
 

@@ -93,4 +93,4 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line above the bar, on the error stream, where it is no part of the result."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -27,7 +27,8 @@ class Setting:
         images: (N,) the same of every image, a mean over seeds; None if they could not be had.
         spread: standard deviation over the seeds' ``nll``; NaN for one seed.
         slack: by how much the bound would still fall with more samples, if it falls as 1/k does.
-        means: the other measures by name, and training ``seconds``.
+        codes: how many the mutual information is measured on; 0 where it is undefined.
+        means: the other measures by name, as far as they are defined, and training ``seconds``.
         has_beta: the recipe has a ``--beta`` to be chosen.
     """
 
@@ -39,6 +40,7 @@ class Setting:
     images: NDArray[np.float64] | None = None
     spread: float = math.nan
     slack: float = 0.0
+    codes: int = 0
     means: Mapping[str, float] = field(default_factory=dict[str, float])
     has_beta: bool = True
 
@@ -111,11 +113,9 @@ class Recommendation:
 def recommend(settings: Sequence[Setting]) -> Recommendation:
     """The smallest latent size whose -log p(x) is within 2 standard errors (see ``gap``) of the lowest.
 
-    Raises:
-        ValueError: if there are no settings.
+    Args:
+        settings: one at least.
     """
-    if not settings:
-        raise ValueError("recommend needs at least one setting: got none")
     sd = seed_spread(settings)
     best = min(settings, key=lambda s: (s.nll, s.latent_dim, _from_one(s.beta)))
     above = tuple(gap(s, best, sd) for s in settings)
@@ -150,14 +150,14 @@ def _why(settings: Sequence[Setting], chosen: Setting, best: Setting, sd: float)
     if smaller := [s for s in settings if s.latent_dim < chosen.latent_dim]:
         nearest = min(smaller, key=lambda s: s.nll)
         yield f"Smaller is worse: {name(nearest)} lies {gap(nearest, best, sd)} above the lowest."
-    if chosen.means:
-        yield f"{chosen.means['active_units']:.3g} of its {chosen.latent_dim} dimensions are active."
+    if (active := chosen.means.get("active_units")) is not None:
+        yield f"{active:.3g} of its {chosen.latent_dim} dimensions are active."
     largest = min(settings, key=lambda s: (-s.latent_dim, s.nll))
-    if largest.latent_dim > chosen.latent_dim and largest.means:
-        above, active = gap(largest, best, sd), largest.means["active_units"]
+    if largest.latent_dim > chosen.latent_dim:
+        above, active = gap(largest, best, sd), largest.means.get("active_units")
         if not above.within_noise:
             yield f"Too large is not free: {name(largest)} lies {above} above the lowest."
-        elif active <= largest.latent_dim - 1:
+        elif active is not None and active <= largest.latent_dim - 1:
             yield (f"Too large is cheap: of {largest.latent_dim} dimensions {active:.3g} are active, training itself "
                    f"prunes the rest, and -log p(x) is within the noise of the lowest.")  # fmt: skip
 

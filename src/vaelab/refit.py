@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 import warnings
@@ -254,7 +253,7 @@ def write(source: RunFolder, out: RunFolder, found: Refitted, how: Fitting, comm
     origin = {
         "command": command,
         "from": source.path.resolve().name,
-        "from_weights_sha256": hashlib.sha256((source.path / "best_model.pth").read_bytes()).hexdigest(),
+        "from_weights_sha256": source.weights_sha256(),
         "before": {"prior": source.run.prior.word, **found.before.to_json()},
         "after": {"prior": found.run.prior.word, **found.after.to_json()},
         "gain": found.gain.to_json(),

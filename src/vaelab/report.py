@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -27,9 +25,9 @@ from vaelab.config import Run, flat, override, slots_with_choice
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
-from vaelab.labels import cells, cost, label, notes
-from vaelab.loading import load_data, require_same_data
-from vaelab.measure import Plan, measure
+from vaelab.labels import Row, cost, duration, notes, rows_of
+from vaelab.loading import data_of
+from vaelab.measure import FORMAT, Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES, flags_of, recipe
 from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
@@ -44,7 +42,6 @@ HEADLINES = {
 }
 COLUMNS = 10  # images a row
 SIDE = 64  # pixels of an image, at most
-LIMIT = 5 * 2**20  # bytes of a report
 
 
 @final
@@ -87,8 +84,7 @@ def gather(path: Path, bar: Bar) -> Facts:
     trained = (path / "best_model.pth").exists() and bool(history)
     scene = scene_of(path) if trained else None
     if scene is None:
-        data = load_data(run)
-        require_same_data(folder, data)
+        data = data_of(folder)
     else:
         data = scene.data
         if not _measured(path):
@@ -98,13 +94,20 @@ def gather(path: Path, bar: Bar) -> Facts:
     metrics = read_json(path / "metrics.json") if trained else None
     name = path.resolve().name
     config = folder.config()
-    # A prior that was fitted after the training is no setting of it.
-    command = config["refit"]["command"] if "refit" in config else command_of(run, name)
+    if "refit" in config:  # a prior that was fitted after the training is no setting of it
+        command = config["refit"]["command"]
+    elif run.recipe in RECIPES:
+        command = command_of(run, name)
+    else:
+        command = "# made in Python, by no recipe of vaelab: config.json holds the settings"
     return Facts(name, config, run, history, findings, metrics, scene, command, datetime.now(UTC))
 
 
 def _measured(path: Path) -> bool:
-    return (path / "metrics.json").exists() and bool(read_json(path / "metrics.json").get("splits"))
+    """Whether ``metrics.json`` has numbers of these weights."""
+    content = read_json(path / "metrics.json") if (path / "metrics.json").exists() else {}
+    of_these = content.get("format") == FORMAT and content.get("weights_sha256") == RunFolder(path).weights_sha256()
+    return of_these and bool(content.get("splits"))
 
 
 def command_of(run: Run, name: str) -> str:
@@ -207,9 +210,7 @@ def _reconstructions(scene: Scene) -> Picture:
         x_hat = figures.decode(scene.model, scene.model.center(x))
     strips = [(name, images[start : start + COLUMNS]) for start in range(0, len(x), COLUMNS)
               for name, images in (("x", x), ("x̂", x_hat))]  # fmt: skip
-    return _grid(
-        "Reconstructions", "Validation images, and below each the mean of p(x|z) at the mean of q(z|x).", strips
-    )
+    return _grid("Reconstructions", "Validation images, and below each the mean of p(x|z) at its code.", strips)
 
 
 def _samples(scene: Scene) -> Picture:
@@ -231,7 +232,7 @@ def _latent(scene: Scene) -> Picture:
     found = figures.project(scene.means)
     own = "the two dimensions as they are" if scene.model.latent_dim == 2 else "their one dimension"
     how = own if found.how == "own" else "their first two principal components"
-    caption = f"Posterior means of {len(scene.codes):,} validation images: {how}."
+    caption = f"Codes of {len(scene.codes):,} validation images: {how}."
     svg = _svg(lambda: figures.latent_map(found, scene.codes.y, scene.data.classes, title=" "), "map")
     return Picture("Latent space", caption, svg)
 
@@ -247,7 +248,7 @@ def _kl(scene: Scene) -> Picture:
     if rate is None:
         raise UsageError("no rate by dimension")
     caption = (f"Mean rate of each latent dimension over {len(scene.codes):,} validation images: {rate.sum():.2f} nats "
-               f"in all; {int((rate >= 0.1).sum())} of {len(rate)} carry 0.1 or more.")  # fmt: skip
+               f"in all; {scene.used} carry 0.1 or more.")  # fmt: skip
     return Picture("What each dimension carries", caption, _svg(lambda: figures.kl_bars(rate, title=" "), "kl"))
 
 
@@ -256,8 +257,9 @@ def _traversals(scene: Scene) -> Picture:
     codes = figures.traverse(scene.typical(1)[0], order, torch.linspace(-3, 3, steps))
     images = figures.decode(scene.model, codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
     names = [f"z{d + 1}" + ("" if scene.rate is None else f" · {scene.rate[d]:.2f}") for d in order]
-    return _grid("Traversals", "One latent dimension a row, from −3 to 3, the others those of a typical image; by "
-                 "falling rate, in nats beside its name.", list(zip(names, images, strict=True)), steps)  # fmt: skip
+    beside = "" if scene.rate is None else ", in nats beside its name"
+    return _grid("Traversals", "One latent dimension a row, from −3 to 3, the others those of a typical image; "
+                 f"{scene.ordered_by}{beside}.", list(zip(names, images, strict=True)), steps)  # fmt: skip
 
 
 def _interpolation(scene: Scene) -> Picture:
@@ -290,19 +292,6 @@ def _weights(scene: Scene) -> Picture:
 
 @final
 @dataclass(frozen=True)
-class Row:
-    """A metric as a table shows it."""
-
-    name: str
-    value: str
-    stderr: str
-    unit: str
-    n: str
-    protocol: str
-
-
-@final
-@dataclass(frozen=True)
 class Table:
     """The metrics of one split under one protocol."""
 
@@ -318,16 +307,9 @@ def _tables(facts: Facts) -> list[Table]:
     data, beta = facts.metrics["data"], facts.metrics["beta"]
     for split, protocols in facts.metrics["splits"].items():
         for protocol, found in protocols.items():
-            rows = [_metric(key, estimate, beta) for key, estimate in found["metrics"].items()]
-            made.append(Table(f"{data['data']} {split}, {data[split]:,} images, {protocol}", rows, notes(found)))
+            title = f"{data['data']} {split}, {data[split]:,} images, {protocol}"
+            made.append(Table(title, list(rows_of(found["metrics"], beta).values()), notes(found)))
     return made
-
-
-def _metric(key: str, estimate: dict[str, Any], beta: float) -> Row:
-    value, stderr = cells(estimate)
-    unit = estimate["unit"].partition(" (")[0]
-    return Row(label(key, beta).strip(), value, "" if stderr == "-" else stderr, unit, f"{estimate['n']:,}",
-               estimate["protocol"])  # fmt: skip
 
 
 def _headlines(facts: Facts) -> list[Row]:
@@ -339,12 +321,13 @@ def _headlines(facts: Facts) -> list[Row]:
     every = {k: estimate for found in reversed(list(protocols.values())) for k, estimate in found["metrics"].items()}
     own = protocols.get(facts.run.data.protocol, next(iter(protocols.values())))["metrics"]
     found = {**every, **own}
+    shown = rows_of(found, facts.metrics["beta"])
     bounds = [key for key in found if key.startswith("nll_") and key[4:].isdecimal()]
     chosen: list[Row] = []
     for key, words in HEADLINES.items():
         name = max(bounds, key=lambda bound: int(bound[4:]), default="") if key == "nll" else key
         if name in found:
-            row = _metric(name, found[name], facts.metrics["beta"])
+            row = shown[name]
             unit = "" if row.unit in ("units", "Fréchet distance") else row.unit
             value = f"{found[name]['value']:.0f}" if row.unit == "units" else row.value
             chosen.append(
@@ -359,17 +342,16 @@ def _summary(facts: Facts) -> str:
     channels, height, width = data["shape"]
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     seconds = sum(record.get("seconds", 0.0) for record in facts.history)
-    duration = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
     epochs = f"{len(facts.history)} epochs" if len(facts.history) != 1 else "1 epoch"
     best = "" if facts.scene is None else f"; the weights are those of epoch {facts.scene.epoch}"
     return (f"{facts.run.recipe} on {data['data']}: {data['train']:,} {kind} images of {height}×{width} "
-            f"({data['protocol']}), {resolved['parameters']:,} parameters, {epochs} in {duration} on "
+            f"({data['protocol']}), {resolved['parameters']:,} parameters, {epochs} in {duration(seconds)} on "
             f"{resolved['machine']}{best}.")  # fmt: skip
 
 
 def _settings(facts: Facts) -> list[tuple[str, str, bool]]:
     """Every setting, its value, and whether it differs from the recipe's."""
-    base = recipe(facts.run.recipe)
+    base = recipe(facts.run.recipe) if facts.run.recipe in RECIPES else facts.run
     rows: list[tuple[str, str, bool]] = []
     for slot in slots_with_choice():
         ours, theirs = (getattr(run, slot) for run in (facts.run, base))
@@ -396,12 +378,13 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _filled(template: str, facts: Facts, **extra: Any) -> str:
+    entry = RECIPES.get(facts.run.recipe)
     environment = Environment(loader=PackageLoader("vaelab"), autoescape=template.endswith(".html"),
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     return environment.get_template(template).render(
         facts=facts, summary=_summary(facts), tables=_tables(facts), headlines=_headlines(facts),
         settings=_settings(facts), environment=_environment(facts),
-        source=RECIPES[facts.run.recipe].source, **extra,
+        source="" if entry is None else entry.source, **extra,
     )  # fmt: skip
 
 
@@ -413,8 +396,4 @@ def html(facts: Facts) -> str:
 
 def card(facts: Facts) -> str:
     """The model card."""
-    return _filled("card.md", facts, nan=math.nan, rate=None if facts.scene is None else _active(facts.scene))
-
-
-def _active(scene: Scene) -> str | None:
-    return None if scene.rate is None else f"{int((np.asarray(scene.rate) >= 0.1).sum())} of {len(scene.rate)}"
+    return _filled("card.md", facts)

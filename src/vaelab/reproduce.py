@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,8 +138,3 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row.minutes:.1f} |"
         )
     return "\n".join(lines)
-
-
-def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain JSON."""
-    return [dataclasses.asdict(row) for row in rows]

@@ -22,7 +22,7 @@ from vaelab.evaluate.pieces import join
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.folder import RunFolder
 from vaelab.labels import cost
-from vaelab.loading import load_data, load_model, require_same_data
+from vaelab.loading import data_of, load_data, load_model
 from vaelab.models import VAE
 
 MAPPED = 5000  # images of a map, at most
@@ -95,6 +95,11 @@ class Scene:
         """(D,), the mean rate of each dimension; None where it is unknown."""
         return None if self.codes.rate is None else self.codes.rate.mean(0)
 
+    @property
+    def used(self) -> str:
+        """How many latent dimensions carry 0.1 nats or more, of how many; empty where that is unknown."""
+        return "" if self.rate is None else f"{int((self.rate >= 0.1).sum())} of {len(self.rate)}"
+
     def typical(self, count: int) -> Tensor:
         """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones.
 
@@ -125,9 +130,7 @@ def scene_of(path: Path) -> Scene:
         FailureError: if files are damaged or the data have changed.
     """
     folder = RunFolder.open(path)
-    model, data, history = load_model(path), load_data(folder.run), folder.history()
-    require_same_data(folder, data)
-    return Scene(folder.run, model, data, history, folder.best_epoch())
+    return Scene(folder.run, load_model(path), data_of(folder), folder.history(), folder.best_epoch())
 
 
 def require_real(model: VAE, what: str) -> None:

@@ -23,7 +23,7 @@ from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset
 from vaelab.data.sources import NAMED
 from vaelab.distributed import LostProcessError, leads, team
-from vaelab.errors import FailureError, NotFiniteError, UsageError
+from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.loading import load_data, require_same_data
 from vaelab.models import VAE
@@ -32,10 +32,6 @@ from vaelab.runtime import denormals_flushed, resolve_device, threads
 from vaelab.trainer import Trainer
 
 log = logging.getLogger("vaelab")
-
-
-class InterruptedRun(FailureError):
-    """The run was stopped by Ctrl-C or a termination signal, and saved."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -24,18 +24,18 @@ from vaelab import __version__
 from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.data.datasets import Dataset
-from vaelab.errors import FailureError, UsageError
-from vaelab.evaluate.overview import overview
+from vaelab.errors import FailureError, InterruptedRun, UsageError
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
-from vaelab.grid import SPLIT, Grid, Point, Stage
+from vaelab.grid import Grid, Point, Stage
+from vaelab.labels import duration
 from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
 from vaelab.recommend import Recommendation, Setting, recommend
-from vaelab.train import InterruptedRun, interruptions, with_absolute_path
+from vaelab.train import interruptions, with_absolute_path
 from vaelab.trainer import build_model
 
 FORMAT = 1  # of tuning.json
@@ -117,12 +117,12 @@ def tune(grid: Grid, data: Dataset, jobs: int, bar: Bar) -> Result:
         bar: shows progress.
 
     Raises:
-        UsageError: if the folder holds something else, or runs of the recipe have not what they are compared by.
+        UsageError: if the folder holds something else, or runs of the recipe have not the bound they are compared by.
         FailureError: if the data have changed, or the folder is in use.
         InterruptedRun: on Ctrl-C, after all processes have saved themselves.
     """
     _require_same(grid, data)
-    _require_measures(grid, data)
+    _require_bound(grid, data)
     with _claimed(grid.out) as inherited:
         points = grid.points()
         stages = {point: grid.stage(point) for point in points}
@@ -193,16 +193,13 @@ def _require_same(grid: Grid, data: Dataset) -> None:
             raise FailureError(f"the data have changed since the runs in {grid.out} began: {was}")
 
 
-def _require_measures(grid: Grid, data: Dataset) -> None:
-    """Refuse settings that the recipe has not, and models that have not all measures: before anything is trained."""
-    few = replace(data, train=data.train.first(1), validation=data.validation.first(2), factors=None)
+def _require_bound(grid: Grid, data: Dataset) -> None:
+    """Refuse, before any training, settings that the recipe has not, and models without the bound to compare by."""
     for point in grid.wanted:
         if point.seed == 0:  # another seed is the same model
-            model = build_model(grid.run(point), data.shape)
-            codes = overview(model, few, SPLIT, 2)
-            why, measured = why_no_bound(model), {"active_units", "mutual_information"} <= codes.metrics.keys()
-            if why is not None or not measured:
-                raise UsageError(f"sizes of {grid.base.recipe} cannot be compared: {why or codes.left_out[0]}")
+            why = why_no_bound(build_model(grid.run(point), data.shape))
+            if why is not None:
+                raise UsageError(f"sizes of {grid.base.recipe} cannot be compared: {why}")
 
 
 @contextlib.contextmanager
@@ -354,15 +351,3 @@ class _Pool:
             f"interrupted, {left} of {total} runs are left to finish; what is done is kept in {self.grid.out}: "
             "to go on, give the same command again"
         )
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    Example:
-        >>> duration(7.2), duration(400), duration(9000)
-        ('7 s', '7 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

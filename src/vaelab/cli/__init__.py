@@ -56,12 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except UsageError as error:
-        return _complain(error, 2)
-    except FailureError as error:
-        from vaelab.train import InterruptedRun
-
-        return _complain(error, 130 if isinstance(error, InterruptedRun) else 1)
+    except (UsageError, FailureError) as error:
+        return _complain(error, error.code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone
@@ -102,13 +98,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _print_help() -> None:
-    console = Console()
-    console.print(f"{_TAGLINE}\n\nusage: vaelab COMMAND ...\n", highlight=False)
+    console = Console(highlight=False, markup=False)  # the brackets of a usage are no tags
+    console.print(f"{_TAGLINE}\n\nusage: vaelab COMMAND ...\n")
     table = Table.grid(padding=(0, 2))
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
-    console.print(table, highlight=False)
-    console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.", highlight=False)
+    console.print(table)
+    console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.")
 
 
 def _complain(error: object, code: int) -> int:

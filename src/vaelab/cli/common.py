@@ -80,22 +80,20 @@ def _plain(text: str) -> str:
     return re.sub(r"is not INT", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
 
 
-def config(run: Path) -> Run:
-    """A run's configuration."""
-    from vaelab.folder import RunFolder
-
-    return RunFolder.open(run).run
+def at_least(least: int, **numbers: int | None) -> None:
+    """Raise for a flag whose number is less than ``least``; None is one that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least {least}")
 
 
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:
     """A run's configuration, model and data, the data checked to be those that it was trained on."""
     from vaelab.folder import RunFolder
-    from vaelab.loading import load_data, load_model, require_same_data
+    from vaelab.loading import data_of, load_model
 
-    model, folder = load_model(run), RunFolder.open(run)
-    data = load_data(folder.run)
-    require_same_data(folder, data)
-    return folder.run, model, data
+    folder = RunFolder.open(run)
+    return folder.run, load_model(run), data_of(folder)
 
 
 def target_file(run: Path, out: Path | None, name: str) -> Path:

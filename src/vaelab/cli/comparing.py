@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table as Printed
 from tyro.conf import Positional
 
-from vaelab.cli.common import write
 from vaelab.errors import UsageError
 from vaelab.labels import label
 
@@ -43,6 +42,7 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         json: print JSON instead of tables; a picture is drawn then only with --out.
     """
     from vaelab import comparison, figures, media
+    from vaelab.checkpoint import write_bytes
 
     measured = comparison.gather(runs)
     target = None if json and out is None else _target(out, [run.name for run in measured])
@@ -57,13 +57,9 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         print(text.get(), end="")
     if target is not None:
         models = {run.name: run.model for run in measured}
-        picture = media.png(figures.comparison(_curves(measured), models))
-        if json:
-            from vaelab.checkpoint import write_bytes
-
-            write_bytes(target, picture)
-        else:
-            write(target, picture)
+        write_bytes(target, media.png(figures.comparison(_curves(measured), models)))
+        if not json:
+            print(target)
 
 
 def _curves(runs: Sequence[Measured]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:

@@ -7,7 +7,7 @@ import json as json_
 
 from rich.console import Console
 
-from vaelab.cli.common import RunPath, opened
+from vaelab.cli.common import RunPath
 
 
 def doctor(run: RunPath, /, json: bool = False) -> None:
@@ -20,23 +20,18 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     """
     from vaelab.diagnose import diagnose, examine
     from vaelab.folder import RunFolder
-    from vaelab.loading import load_data, require_same_data
+    from vaelab.loading import data_of, load_model
 
     folder = RunFolder.open(run)
-    failure, history = folder.failure(), folder.history()
-    if (run / "best_model.pth").exists():
-        config, model, data = opened(run)
-    else:
-        config, model, data = folder.run, None, load_data(folder.run)
-        require_same_data(folder, data)
-    findings = diagnose(examine(config, model, data, history, failure))
+    model = load_model(run) if (run / "best_model.pth").exists() else None
+    findings = diagnose(examine(folder.run, model, data_of(folder), folder.history(), folder.failure()))
     if json:
         print(json_.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
         return
-    console = Console()
+    console = Console(highlight=False)
     if not findings:
-        console.print(f"{run}: healthy. Nothing was found, of all that vaelab doctor looks for.", highlight=False)
+        console.print(f"{run}: healthy. Nothing was found, of all that vaelab doctor looks for.", markup=False)
     for finding in findings:
         colour = "red" if finding.kind == "illness" else "yellow"
-        console.print(f"[bold {colour}]{finding.name}[/] ({finding.kind})", highlight=False)
-        console.print(f"  {finding.evidence}\n  [bold]next:[/] {finding.remedy}", highlight=False, soft_wrap=True)
+        console.print(f"[bold {colour}]{finding.name}[/] ({finding.kind})")
+        console.print(f"  {finding.evidence}\n  [bold]next:[/] {finding.remedy}", soft_wrap=True)

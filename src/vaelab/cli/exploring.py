@@ -6,10 +6,14 @@ import importlib.util
 import shlex
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vaelab.cli.common import RunPath
+from vaelab.cli.common import RunPath, at_least
 from vaelab.errors import UsageError
+
+if TYPE_CHECKING:
+    from vaelab.explorer.static import Runtime
+    from vaelab.figures import How
 
 
 def explore(
@@ -17,10 +21,10 @@ def explore(
     /,
     map: Literal["auto", "own", "pca", "tsne", "umap"] = "auto",
     images: int = 2000,
-    port: int = 8642,
+    port: int | None = None,
     open: bool = False,
     static: Path | None = None,
-    runtime: Literal["auto", "npm", "cdn"] = "auto",
+    runtime: Literal["auto", "npm", "cdn"] | None = None,
 ) -> None:
     """Explore a run's latent space in the browser: map, sliders, drawings, interpolation, arithmetic, samples.
 
@@ -30,26 +34,30 @@ def explore(
     Args:
         map: how test images get on the map: their own two dimensions, PCA, t-SNE or UMAP; auto: own or PCA.
         images: test images on the map, at most.
-        port: where the page is served; 0: any that is free.
+        port: where the page is served (default: 8642); 0: any that is free.
         open: open it in the browser.
         static: a new folder to write the page into, instead of serving it.
         runtime: of a static page, where onnxruntime-web comes from: its npm package, now, or a public address, when the
-            page is opened; auto: npm where it is installed.
+            page is opened; auto (the default): npm where it is installed.
     """
-    if images < 3:
-        raise UsageError(f"--images {images}: must be at least 3")
-    if not 0 <= port <= 65535:
+    at_least(3, images=images)
+    if port is not None and not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be from 0 to 65535")
+    if static is None and runtime is not None:
+        raise UsageError(f"--runtime {runtime} is of a page that is written: give --static, or leave it out")
+    if static is not None and (port is not None or open):
+        flag = "--open" if port is None else f"--port {port}"
+        raise UsageError(f"{flag} is of a page that is served, and --static {static} writes one: leave one out")
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"exploring needs {' and '.join(missing)}: pip install 'vaelab[explore]'")
     if static is not None:
-        _write(run, map, images, static, runtime)
+        _write(run, map, images, static, runtime or "auto")
     else:
-        _serve(run, map, images, port, open)
+        _serve(run, map, images, 8642 if port is None else port, open)
 
 
-def _serve(run: Path, map: str, images: int, port: int, open: bool) -> None:
+def _serve(run: Path, map: How, images: int, port: int, open: bool) -> None:
     import uvicorn
 
     from vaelab.explorer.server import application
@@ -58,7 +66,7 @@ def _serve(run: Path, map: str, images: int, port: int, open: bool) -> None:
     listener = _listen(port)
     with listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        app = application(world_of(run, map, images))  # pyright: ignore[reportArgumentType]
+        app = application(world_of(run, map, images))
         print(f"{url} explores {run}; Ctrl-C ends it", flush=True)
         if open:
             import webbrowser
@@ -82,15 +90,14 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _write(run: Path, map: str, images: int, out: Path, runtime: str) -> None:
+def _write(run: Path, map: How, images: int, out: Path, runtime: Runtime) -> None:
     from vaelab.cli.shipping import description
     from vaelab.explorer.static import write_static
     from vaelab.explorer.world import world_of
     from vaelab.folder import RunFolder
 
     about = description(run, RunFolder.open(run).config())
-    world = world_of(run, map, images)  # pyright: ignore[reportArgumentType]
-    files = write_static(world, out, runtime, about)  # pyright: ignore[reportArgumentType]
+    files = write_static(world_of(run, map, images), out, runtime, about)
     size = sum((out / name).stat().st_size for name in files) / 2**20
     look = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))}"
     print(f"{out}: {len(files)} files, {size:.1f} MiB; put them on any static host "

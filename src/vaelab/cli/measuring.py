@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vaelab.cli.common import RunPath
+from vaelab.cli.common import RunPath, at_least
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.labels import cells, label, notes
+from vaelab.labels import notes, rows_of
 
 if TYPE_CHECKING:
     from vaelab.measure import Plan
@@ -65,11 +65,9 @@ def evaluate(
     from vaelab.measure import measure
     from vaelab.progress import Bar
 
-    if memory < 1:
-        raise UsageError(f"--memory {memory}: must be at least 1 (MiB)")
-    _check({"--num-samples": num_samples, "--rows": rows, "--ais-images": ais_images, "--ais-chains": ais_chains,
-            "--threads": threads})  # fmt: skip
-    _check({"--ais-steps": ais_steps}, least=2)
+    at_least(1, memory=memory, num_samples=num_samples, rows=rows, ais_images=ais_images, ais_chains=ais_chains,
+             threads=threads)  # fmt: skip
+    at_least(2, ais_steps=ais_steps)
     annealing = {"num_chains": ais_chains, "num_distributions": ais_steps, "start": ais_start}
     settings = {"split": split, "protocols": protocol, "num_samples": num_samples, "rows": rows, "device": device,
                 "memory": memory * 2**20, "precision": precision, "threads": threads,
@@ -80,12 +78,6 @@ def evaluate(
         print(json_.dumps(content, indent=2))
     else:
         _print(str(run), content, plan)
-
-
-def _check(numbers: dict[str, int | None], least: int = 1) -> None:
-    for flag, number in numbers.items():
-        if number is not None and number < least:
-            raise UsageError(f"{flag} {number}: must be at least {least}")
 
 
 def _plan(preset: str, only: Sequence[str], ais: bool, settings: dict[str, Any], annealing: dict[str, Any]) -> Plan:
@@ -114,7 +106,7 @@ def _word(flag: str, word: str, known: tuple[str, ...]) -> None:
 
 
 def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
-    console = Console()
+    console = Console(highlight=False, markup=False)
     for protocol, found in content["splits"][plan.split].items():
         if plan.protocols and protocol not in plan.protocols:
             continue
@@ -123,10 +115,9 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
         table = Table(box=None, title=title, title_justify="left", title_style="bold")
         for column in ("", "value", "s.e.", "unit", "n"):
             table.add_column(column, justify="left" if column in ("", "unit") else "right")
-        for key, estimate in found["metrics"].items():
-            unit = estimate["unit"].partition(" (")[0]
-            table.add_row(label(key, content["beta"]), *cells(estimate), unit, f"{estimate['n']:,}")
-        console.print(table, highlight=False)
+        for row in rows_of(found["metrics"], content["beta"]).values():
+            table.add_row(row.name, row.value, row.stderr or "-", row.unit, row.n)
+        console.print(table)
         for note in notes(found):
-            console.print(note, highlight=False, soft_wrap=True)
+            console.print(note, soft_wrap=True)
         console.print()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vaelab import specs
-from vaelab.cli.common import RunPath, opened
+from vaelab.cli.common import RunPath, at_least, opened
 from vaelab.errors import UsageError
 from vaelab.specs import Spec
 
@@ -57,6 +57,8 @@ def refit(
         seed: of the fit: first weights, order and noise.
         threads: CPU threads; default: torch's.
     """
+    at_least(0, seed=seed)
+    at_least(1, threads=threads)
     choices = {"components": components, "covariance": covariance, "flow_kind": flow_kind, "transforms": transforms,
                "hidden_dims": hidden_dims, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
                "patience": patience}  # fmt: skip
@@ -78,7 +80,7 @@ def refit(
         refitting.write(source, target, found, how, shlex.join([*words, "--out", path.name]))
         pictures.draw_at_end(found.run, found.model, data, target.history(), target.best_epoch(), path)
     _say(found, trained.prior, spec)
-    logging.getLogger("vaelab").info("into %s; test numbers: vaelab evaluate %s", path, path)
+    logging.getLogger("vaelab").info("into %s; test numbers: vaelab evaluate %s", path, shlex.quote(str(path)))
 
 
 _TRAINED = ("epochs", "batch_size", "learning_rate", "patience")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from vaelab.errors import UsageError
+from vaelab.cli.common import at_least
 from vaelab.recipes import RECIPES, recipe
 
 Recipes = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RECIPE ...", help="default: all")]
@@ -49,16 +50,15 @@ def reproduce(
     names = recipes or tuple(RECIPES)
     for name in names:
         recipe(name)  # raises for a name that is none, before hours are spent on the others
-    for flag, number in {"--seeds": seeds, "--epochs": epochs, "--num-samples": num_samples}.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{flag} {number}: must be at least 1")
+    at_least(1, seeds=seeds, epochs=epochs, num_samples=num_samples, threads=threads)
     rows = work.reproduce(
         names, out, seeds=seeds, data=data, epochs=epochs, num_samples=num_samples, threads=threads, bar=Bar()
     )
     write_bytes(out / "reproduce.md", (work.markdown(rows) + "\n").encode())
-    write_json(out / "reproduce.json", {"rows": work.to_json(rows)})
+    plain = [dataclasses.asdict(row) for row in rows]
+    write_json(out / "reproduce.json", {"rows": plain})
     if json:
-        print(json_.dumps(work.to_json(rows), indent=2))
+        print(json_.dumps(plain, indent=2))
         return
     table = Table(box=None)
     for column in ("recipe", "number", "published", "measured", "unit", "minutes"):
@@ -66,6 +66,6 @@ def reproduce(
     for row in rows:
         published = "-" if row.published is None else f"{row.published:.2f}"
         table.add_row(row.recipe, row.metric, published, row.measured, row.unit, f"{row.minutes:.1f}")
-    console = Console()
-    console.print(table, highlight=False)
-    console.print(f"with protocols: {out / 'reproduce.md'}, {out / 'reproduce.json'}", highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(f"with protocols: {out / 'reproduce.md'}, {out / 'reproduce.json'}", soft_wrap=True)

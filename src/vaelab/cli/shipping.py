@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +29,11 @@ def export(
 
     if opset is not None and format != "onnx":
         raise UsageError(f"--opset {opset} belongs to --format onnx: leave it out")
-    _, model, data = opened(run)
-    config, folder = RunFolder.open(run).config(), out or run / "export"
+    folder = out or run / "export"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file: choose another folder")
+    _, model, data = opened(run)
+    config = RunFolder.open(run).config()
     x = data.validation.rows(slice(0, max(exporting.BATCHES))).x
     if format == "safetensors":
         content = exporting.to_safetensors(model, config)
@@ -55,6 +55,7 @@ def export(
 def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a file says of where it comes from."""
     from vaelab.export import portable
+    from vaelab.folder import RunFolder
 
     data = config["data"]
     return {
@@ -64,7 +65,7 @@ def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
         "protocol": data["protocol"],
         "shape": data["shape"],
         "pixels": "float32 in [0, 1]",
-        "weights_sha256": hashlib.sha256((run / "best_model.pth").read_bytes()).hexdigest(),
+        "weights_sha256": RunFolder(run).weights_sha256(),
         "run": portable(config)["run"],
     }
 

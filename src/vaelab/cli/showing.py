@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from vaelab.cli.common import Output, RunPath, config, opened, target_file, write
+from vaelab.cli.common import Output, RunPath, at_least, opened, target_file, write
 from vaelab.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vaelab.scene import Scene
 
 Theme = Literal["light", "dark"]
 Way = Literal["linear", "spherical"]
@@ -31,7 +34,7 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
     from vaelab import figures, media
     from vaelab.loading import load_model
 
-    _at_least("--num", num, 1)
+    at_least(1, num=num)
     target = target_file(run, out, f"sample-seed{seed}.png")
     with figures.theme(theme):
         figure = figures.samples(
@@ -40,32 +43,43 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
         write(target, media.encode(figure, target.suffix))
 
 
-def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["train", "validation", "test"] = "test",
-                num: int = 30, theme: Theme = "light", out: Output = None) -> None:  # fmt: skip
+def reconstruct(
+    run: RunPath,
+    /,
+    images: str | None = None,
+    split: Literal["train", "validation", "test"] | None = None,
+    num: int = 30,
+    theme: Theme = "light",
+    out: Output = None,
+) -> None:
     """Show images and their reconstructions, as one picture.
 
     Args:
         images: a folder or array of your own images, of the size that the run was trained on; default: the run's data.
-        split: the run's images to take.
+        split: the run's images to take (default: test).
         num: how many, from the first on.
         theme: for a light or a dark page.
         out: the PNG, SVG or PDF to write; default: RUN/reconstruct-SPLIT.png.
     """
     from vaelab import figures, media
     from vaelab.data.sources import NAMED, Reading, find
+    from vaelab.folder import RunFolder
     from vaelab.loading import load_model
 
-    _at_least("--num", num, 1)
+    at_least(1, num=num)
+    if images is not None and split is not None:
+        raise UsageError(f"--split {split} takes the run's own images, and --images brings others: leave one out")
+    what = (split or "test") if images is None else Path(images).stem
+    target = target_file(run, out, f"reconstruct-{what}.png")
     if images is None:
         _, model, data = opened(run)
-        batch, _ = next(data.batches(split, num))
-        x, what = batch.x, split
+        x = next(data.batches(what, num))[0].x
     else:
         import torch
 
         from vaelab.data.datasets import unit
 
-        model, settings = load_model(run), config(run)
+        model, settings = load_model(run), RunFolder.open(run).run
         channels, height, width = model.shape
         size = (height, width) if Path(images).is_dir() else None  # the images of a folder are scaled and cropped
         wanted = 3 if channels == 3 else 1
@@ -74,8 +88,7 @@ def reconstruct(run: RunPath, /, images: str | None = None, split: Literal["trai
             raise UsageError(
                 f"--images {images}: images of {pool.train.x.shape[1:]}, the run was trained on {model.shape}"
             )
-        x, what = unit(torch.from_numpy(pool.train.x[:num])), Path(images).stem
-    target = target_file(run, out, f"reconstruct-{what}.png")
+        x = unit(torch.from_numpy(pool.train.x[:num]))
     title = f"{figures.plain(f'{run.name}: images ({what})')} and their reconstructions"
     with figures.theme(theme):
         write(target, media.encode(figures.reconstructions(model, x, title=title), target.suffix))
@@ -96,13 +109,13 @@ def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: fl
     from vaelab import figures, media
     from vaelab.scene import scene_of
 
-    _at_least("--rows", rows, 1)
-    _at_least("--steps", steps, 2)
+    at_least(1, rows=rows)
+    at_least(2, steps=steps)
     if not 0 < span < 100:
         raise UsageError(f"--span {span:g}: must be greater than 0 and less than 100")
     target = target_file(run, out, "traverse.png" if image is None else f"traverse-{image}.png")
     scene = scene_of(run)
-    code = scene.typical(1)[0] if image is None else _codes(scene.means, [image], "--image")[0]
+    code = scene.typical(1)[0] if image is None else _codes(scene, [image], "--image")[0]
     start = "a typical validation image" if image is None else f"validation image {image}"
     with figures.theme(theme):
         figure = figures.traversals(scene.model, code, scene.order[:rows], scene.rate, span=span, steps=steps,
@@ -133,13 +146,13 @@ def interpolate(
     from vaelab import figures, media
     from vaelab.scene import scene_of
 
-    _at_least("--steps", steps, 2)
+    at_least(2, steps=steps)
     if len(images) % 2:
         raise UsageError(f"--images {' '.join(map(str, images))}: give two for each pair")
     target = target_file(run, out, "interpolate.png")
     scene = scene_of(run)
     if images:
-        codes = _codes(scene.means, images, "--images")
+        codes = _codes(scene, images, "--images")
         a, b = codes[0::2], codes[1::2]
     else:
         a, b = scene.pairs()
@@ -236,18 +249,16 @@ def animate(
     write(target, media.encode(film, target.suffix))
 
 
-def _codes(means: object, rows: tuple[int, ...] | list[int], flag: str) -> Tensor:
-    """The codes of these validation images."""
-    import numpy as np
+def _codes(scene: Scene, rows: Sequence[int], flag: str) -> Tensor:
+    """The codes (N, D) of these validation images, to move from."""
     import torch
 
-    codes = np.asarray(means)
+    from vaelab.figures import encode
+    from vaelab.scene import require_real
+
+    require_real(scene.model, "moving through latent space")
+    images = scene.data.validation
     for row in rows:
-        if not 0 <= row < len(codes):
-            raise UsageError(f"{flag} {row}: there are validation images 0 to {len(codes) - 1}")
-    return torch.from_numpy(codes[list(rows)])
-
-
-def _at_least(flag: str, number: int, least: int) -> None:
-    if number < least:
-        raise UsageError(f"{flag} {number}: must be at least {least}")
+        if not 0 <= row < len(images):
+            raise UsageError(f"{flag} {row}: there are validation images 0 to {len(images) - 1}")
+    return torch.from_numpy(encode(scene.model, images.rows(torch.tensor(rows, device=images.device)).x))

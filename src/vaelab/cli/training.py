@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, cast
@@ -14,9 +15,9 @@ from rich.table import Table
 
 from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
-from vaelab.errors import UsageError
-from vaelab.labels import cost
-from vaelab.recipes import RECIPES, Recipe, recipe
+from vaelab.errors import InterruptedRun, UsageError
+from vaelab.labels import cost, duration
+from vaelab.recipes import RECIPES, recipe
 
 
 def recipes() -> None:
@@ -24,17 +25,11 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
-        facts = [f"source {entry.source}", duration(entry)]
+        facts = [f"source {entry.source}", f"{duration(60 * entry.minutes)} on one CPU core"]
         facts += [f"published (MNIST test): {published}" if published else "no comparable number is published"]
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")
     Console().print(table, highlight=False)
-
-
-def duration(entry: Recipe) -> str:
-    """How long a recipe takes."""
-    length = f"{entry.minutes:.0f} min" if entry.minutes >= 1 else f"{entry.minutes * 60:.0f} s"
-    return f"{length} on one CPU core"
 
 
 def train() -> None:
@@ -92,7 +87,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab.folder import RunFolder
     from vaelab.loading import load_data
     from vaelab.progress import Display
-    from vaelab.train import InterruptedRun, fit, with_absolute_path
+    from vaelab.train import fit, with_absolute_path
 
     if not leads():
         logging.getLogger("vaelab").setLevel(logging.WARNING)
@@ -108,14 +103,15 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     try:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
-        raise InterruptedRun(f"{error}; go on with: vaelab train {run.recipe} --out {folder} --resume") from error
+        again = shlex.join(["vaelab", "train", run.recipe, "--out", str(folder), "--resume"])
+        raise InterruptedRun(f"{error}; go on with: {again}") from error
     if not leads():
         return
-    history = RunFolder.open(folder).history()
-    last, best_epoch = history[-1], RunFolder.open(folder).best_epoch()
+    kept = RunFolder.open(folder)
+    best_epoch, history = kept.best_epoch(), kept.history()
     pictures.draw_at_end(run, model, data, history, best_epoch, folder)
-    say("epoch %d, validation: %s per image", last["epoch"], cost(last, " + "))
-    say("done; test numbers: vaelab evaluate %s", folder)
+    say("epoch %d, validation: %s per image", history[-1]["epoch"], cost(history[-1], " + "))
+    say("done; test numbers: vaelab evaluate %s", shlex.quote(str(folder)))
 
 
 def _choose_parts(run: Run, arguments: Sequence[str]) -> Run:
@@ -151,30 +147,25 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
     """Parse a recipe's flags, which are the run's own settings by their flat names."""
     leaves = flat(run)
     fields: list[Any] = []
+    known = {"--out", "--resume", "--no-resume", "--help", *(f"--{slot}" for slot in slots_with_choice())}
     for name, leaf in leaves.items():
-        flag = name.replace("_", "-")
-        aliases = ["--" + alias.replace("_", "-") for alias in leaf.aliases]
-        annotation = Annotated[leaf.type, tyro.conf.arg(name=flag, help=leaf.help, aliases=aliases)]
-        fields.append((name, annotation, dataclasses.field(default=leaf.value)))
+        flag, *aliases = words = [word.replace("_", "-") for word in (name, *leaf.aliases)]
+        argument = tyro.conf.arg(name=flag, help=leaf.help, aliases=[f"--{alias}" for alias in aliases])
+        fields.append((name, Annotated[leaf.type, argument], dataclasses.field(default=leaf.value)))
+        known |= {f"--{prefix}{word}" for word in words for prefix in (("", "no-") if leaf.type is bool else ("",))}
     for slot in slots_with_choice():
-        words = Optional[Literal[tuple(spec_names(slot))]]  # pyright: ignore[reportInvalidTypeForm] # noqa: UP045
+        kinds = Optional[Literal[tuple(spec_names(slot))]]  # pyright: ignore[reportInvalidTypeForm] # noqa: UP045
         part = getattr(run, slot)
         help = f"kind of {slot.replace('_', ' ')}" + ("" if part is not None else " (default: by the data's channels)")
-        annotation = Annotated[words, tyro.conf.arg(name=f"{slot}", help=help)]
+        annotation = Annotated[kinds, tyro.conf.arg(name=slot, help=help)]
         fields.append((f"{slot}_kind", annotation, dataclasses.field(default=None if part is None else part.word)))
-    fields.append(
-        ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None)
-    )
-    flags_known = {f"--{name}" for name in ("out", "resume", "help", "no-resume", *slots_with_choice())}
-    for name, leaf in leaves.items():
-        words = [name.replace("_", "-"), *(alias.replace("_", "-") for alias in leaf.aliases)]
-        flags_known |= {
-            f"--{prefix}{word}" for word in words for prefix in ("", "no-") if not prefix or leaf.type is bool
-        }
-    _refuse_flags_of_other_parts(run, arguments, flags_known)
-    refuse_unknown_flags(arguments, flags_known)
+    fields += [
+        ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None),
+        ("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False),
+    ]
+    _refuse_flags_of_other_parts(run, arguments, known)
+    refuse_unknown_flags(arguments, known)
     refuse_repeated_lists(arguments, {f"--{name.replace('_', '-')}": leaf.type for name, leaf in leaves.items()})
-    fields.append(("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False))
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
     description = f"{entry.title} (source: {entry.source})"

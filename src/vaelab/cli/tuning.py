@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from vaelab.cli.common import at_least
 from vaelab.errors import FailureError, UsageError
+from vaelab.labels import duration
 
 if TYPE_CHECKING:
     from vaelab.tuning import Result
@@ -47,7 +49,8 @@ def tune_latent(
     Args:
         recipe: what to train; vaelab recipes lists them.
         latent_dims: the latent sizes to compare.
-        betas: the weights on the rate to compare, e.g. 0.5 1 2 4.
+        betas: the values of --beta to compare, in place of the recipe's, e.g. 0.5 1 2 4: weights on the rate, or, of
+            the objective tc, on the total correlation.
         epochs: of each run (default: the recipe's).
         seeds: runs of each setting; from 2 on, the standard errors include what training alone changes.
         jobs: runs at a time, one thread each (default: as many as there are cores).
@@ -58,9 +61,9 @@ def tune_latent(
         range: what an array's values mean: 0..1, 0..255 or -1..1.
         out: the folder of all runs (default: runs/tune-DATA-RECIPE).
     """
-    _check(latent_dims, betas, {"--epochs": epochs, "--seeds": seeds, "--jobs": jobs, "--num-samples": num_samples})
+    _check(latent_dims, betas)
+    at_least(1, epochs=epochs, seeds=seeds, jobs=jobs, num_samples=num_samples)
     from vaelab.grid import Grid, cross
-    from vaelab.measure import CODES
     from vaelab.progress import Bar
     from vaelab.tuning import plan, tune
 
@@ -69,25 +72,21 @@ def tune_latent(
     folder = out or Path(f"runs/tune-{Path(data).stem}-{recipe}")
     grid = Grid(base, cross(latent_dims, betas, seeds), folder, num_samples)
     result = tune(grid, loaded, jobs or _cores(), Bar())
-    _print(result, recipe, folder, codes=min(len(loaded.validation), CODES))
+    _print(result, recipe, folder)
     if result.failures:
         names = ", ".join(sorted(result.failures))
         count = "1 run" if len(result.failures) == 1 else f"{len(result.failures)} runs"
         raise FailureError(f"{count} failed: {names}; all others are kept: the same command tries what failed again")
 
 
-def _check(sizes: tuple[int, ...], betas: tuple[float, ...], counts: dict[str, int | None]) -> None:
+def _check(sizes: tuple[int, ...], betas: tuple[float, ...]) -> None:
     if not sizes or not betas:
         raise UsageError(f"{'--betas' if sizes else '--latent-dims'}: the grid is empty, give at least one value")
     for size in sizes:
-        if size < 1:
-            raise UsageError(f"--latent-dims {size}: must be at least 1")
+        at_least(1, latent_dims=size)
     for beta in betas:
         if not (math.isfinite(beta) and beta >= 0):
             raise UsageError(f"--betas {beta:g}: must be a finite number of at least 0")
-    for flag, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"{flag} {count}: must be at least 1")
 
 
 def _cores() -> int:
@@ -95,18 +94,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _print(result: Result, recipe: str, folder: Path, codes: int) -> None:
-    from vaelab.tuning import duration
-
+def _print(result: Result, recipe: str, folder: Path) -> None:
     advice = result.recommendation
     if advice is None:
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(width=120)  # a file has room for all columns
+        console.width = 120  # a file has room for all columns
     seeds = sorted({s.seeds for s in result.settings})
     each = f"; {seeds[0]} seeds each" if len(seeds) == 1 and seeds[0] > 1 else ""
-    console.print(f"[bold]{recipe} on {result.protocol}; nats per image{each}", highlight=False, soft_wrap=True)
+    console.print(f"{recipe} on {result.protocol}; nats per image{each}", style="bold", soft_wrap=True)
     hidden = ({"seeds"} if len(seeds) == 1 else set[str]()) | ({"s.d."} if seeds == [1] else set[str]())
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
     for s, above in zip(result.settings, advice.above, strict=True):
@@ -121,8 +118,8 @@ def _print(result: Result, recipe: str, folder: Path, codes: int) -> None:
             "-ELBO": f"{m['negative_elbo']:.2f}",
             "distortion": f"{m['distortion']:.2f}",
             "rate": f"{m['rate']:.2f}",
-            "active": f"{m['active_units']:.3g}",
-            "I(x;z)": f"{m['mutual_information']:.2f}",
+            "active": f"{m['active_units']:.3g}" if "active_units" in m else "-",
+            "I(x;z)": f"{m['mutual_information']:.2f}" if "mutual_information" in m else "-",
             "time": duration(m["seconds"]),
         }
         shown = {name: cell for name, cell in cells.items() if name not in hidden}
@@ -130,12 +127,13 @@ def _print(result: Result, recipe: str, folder: Path, codes: int) -> None:
             for name in shown:
                 table.add_column(name, justify="right")
         table.add_row(*shown.values(), style="bold" if s is advice.chosen else None)
-    console.print(table, highlight=False)
-    if max(s.means["mutual_information"] for s in result.settings) > math.log(codes) - 0.5:
-        note = f"I(x;z) is measured on {codes:,} codes, and cannot exceed log {codes:,} = {math.log(codes):.2f}."
-        console.print(note, highlight=False, soft_wrap=True)
+    console.print(table)
+    near = [s.codes for s in result.settings if s.codes and s.means["mutual_information"] > math.log(s.codes) - 0.5]
+    if near:
+        most = f"log {near[0]:,} = {math.log(near[0]):.2f}"
+        console.print(f"I(x;z) is measured on {near[0]:,} codes, and cannot exceed {most}.", soft_wrap=True)
     console.print()
     for i, reason in enumerate(advice.reasons):
-        console.print(reason, style="" if i else "bold", highlight=False, markup=False, soft_wrap=True)
+        console.print(reason, style="" if i else "bold", soft_wrap=True)
     files = "\n".join(str(folder / name) for name in ("tuning.json", "tuning.png"))
-    console.print(f"\n{files}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{files}", soft_wrap=True)

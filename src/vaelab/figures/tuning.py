@@ -18,7 +18,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def tuning(rows: Rows, chosen: tuple[int, float] | None = None, *, title: str = "") -> Figure:
-    """Rate against distortion; -log p(x) above the lowest, and the active units, over the latent size.
+    """Rate against distortion; over the latent size -log p(x) above the lowest and, where known, the active units.
 
     On a diagonal of the first panel distortion + rate, -ELBO, is the same: down and left is better. In the second a bar
     is 2 standard errors of the difference from the lowest: where it reaches 0 the setting is as good, for all that is
@@ -26,16 +26,21 @@ def tuning(rows: Rows, chosen: tuple[int, float] | None = None, *, title: str = 
 
     Args:
         rows: one a latent size and beta, as in ``tuning.json``: latent_dim, beta, nll, above, above_stderr, distortion,
-            rate, active_units.
+            rate, and active_units where they are defined.
         chosen: the latent size and beta to mark.
         title: above the panels.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 4.4), layout="constrained")
-        plane, likelihood, active = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
+        has_units = all("active_units" in r for r in rows)
+        figure = Figure(figsize=(12.5 if has_units else 8.8, 4.4), layout="constrained")
+        widths = (1.35, 1, 1) if has_units else (1.35, 1)
+        plane, likelihood, *rest = figure.subplots(1, len(widths), width_ratios=widths)
         _plane(plane, rows, chosen)
         _likelihood(likelihood, rows, chosen)
-        _active(active, rows, chosen)
+        for active in rest:
+            _active(active, rows, chosen)
+        if not has_units:
+            likelihood.legend()  # of the betas, which the panel of active units names else
         figure.suptitle(title)
     return figure
 
