@@ -223,7 +223,7 @@ class TwoSteps(ELBO):
 class Untraceable(ELBO):
     """A gradient that is no function of known operations: of a branch, of a tensor at large, or of too few parameters."""
 
-    kind: str = "branch"
+    kind: str = specs.option("branch", "which of them")
     one = torch.ones(())
 
     def losses(self, model, networks, batch, noise):

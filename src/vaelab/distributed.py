@@ -130,7 +130,8 @@ class Team:
             message[-2:] = torch.tensor(about)
             with failures():
                 dist.all_reduce(message)
-            self._hear(*message[-2:].tolist(), count)  # a GPU is waited for, once a step
+            wishes, counted = message[-2:].tolist()  # a GPU is waited for, once a step
+            self._hear(wishes, counted, count)
             rows /= self.world
 
     def _hear(self, wishes: float, counted: float, count: int) -> None:

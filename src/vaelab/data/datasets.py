@@ -243,7 +243,9 @@ def load(
         for images, index in zip(parts, _indices(pool, parts), strict=True)
     ]
     binary = binary or protocol != "grey"
-    return Dataset(pool.name, protocol, *splits, binary, pool.train.classes, pool.factors, asked)
+    return Dataset(
+        pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors, asked=asked
+    )
 
 
 def _streamed(pool: Pool, protocol: Protocol, validation_size: float | None, test_size: float | None) -> Dataset:
