@@ -1,5 +1,6 @@
 """Fixtures. MNIST-dependent tests skip with a message where it cannot be had; all others run offline."""
 
+import functools
 import logging
 import os
 import signal
@@ -14,9 +15,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from vaelab import compiling, stepping
+from vaelab import extractors, stepping
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
+from vaelab.evaluate.features import train_extractor
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +28,21 @@ def _quiet_log():
     logging.getLogger().handlers.clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def extractor_cache(tmp_path_factory):
+    """A cache folder (``$XDG_CACHE_HOME``) for feature extractors, of short training: the user's is left alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractors, "user_cache_path", lambda *_, **__: folder / "vaelab")
+        patch.setattr(extractors, "train_extractor", functools.partial(train_extractor, epochs=1))
+        yield folder
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Steps are traced, and what the compiler would be given runs as it is: compiling each would take a minute."""
-    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
+    for module in ("compiling", "train"):
+        monkeypatch.setattr(f"vaelab.{module}.can_compile", lambda device: True)
     monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: graph)
 
 

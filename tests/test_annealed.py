@@ -137,7 +137,7 @@ def weights(num_distributions, reverse=False, eps=None):
 
 def assert_unbiased(log_ratio):
     ratio = log_ratio.double().exp()
-    assert abs(ratio.mean() - 1) <= 3 * ratio.std() / len(ratio) ** 0.5
+    assert abs(ratio.mean() - 1) <= 4 * ratio.std() / len(ratio) ** 0.5
 
 
 @pytest.mark.parametrize("num_distributions", [2, 6, 20])
@@ -251,8 +251,8 @@ def errors(model, x, how=FEW):
 
 def assert_right(error, allowance):
     ratio = np.exp(error)
-    assert abs(error.mean()) <= 3 * error.std(ddof=1) / N**0.5 + allowance.mean() + 1e-4
-    assert abs(ratio.mean() - 1) <= 3 * ratio.std(ddof=1) / N**0.5 + 1e-4
+    assert abs(error.mean()) <= 4 * error.std(ddof=1) / N**0.5 + allowance.mean() + 1e-4
+    assert abs(ratio.mean() - 1) <= 4 * ratio.std(ddof=1) / N**0.5 + 1e-4
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -306,7 +306,7 @@ def test_bounds_of_simulated_images_hold_the_exact_value_between_them(start, mon
         exact = exact_log_px(model, torch.cat([x for _, x in made])).numpy()
         below, above = exact - found["lower"], found["upper"] - exact
         for slack in (below, above):
-            assert slack.mean() >= -3 * slack.std(ddof=1) / N**0.5
+            assert slack.mean() >= -4 * slack.std(ddof=1) / N**0.5
             assert_unbiased(torch.from_numpy(-slack))
         gaps.append(below + above)
     closer = gaps[0] - gaps[1]

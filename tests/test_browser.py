@@ -114,8 +114,8 @@ def pixels(page, selector):
 
 def settled(page):
     """Waits until no picture is on its way."""
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(150)
+    page.wait_for_timeout(150)  # a file is read before its picture is asked for
+    page.wait_for_selector("html[data-busy='0']")
 
 
 def z_of(page):

@@ -50,21 +50,23 @@ def timed(*arguments: str) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result.stdout
 
 
+@pytest.fixture(scope="module")
+def seconds_of_torch() -> float:
+    """What importing torch takes; the machine may be busy: the least."""
+    return min(timed("-c", "import torch")[0] for _ in range(2))
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "conv-beta", "--help"], ["recipes"]])
-def test_help_answers_at_once(arguments):
-    """In a third of the processor time that importing torch takes, whatever the machine; it may be busy: the least."""
-    answers = [timed("-m", "vaelab", *arguments) for _ in range(4)]
-    assert min(seconds for seconds, _ in answers) < min(timed("-c", "import torch")[0] for _ in range(2)) / 3
+def test_help_answers_at_once(arguments, seconds_of_torch):
+    """In a third of the processor time that importing torch takes, whatever the machine."""
+    answers = [timed("-m", "vaelab", *arguments) for _ in range(2)]
+    assert min(seconds for seconds, _ in answers) < seconds_of_torch / 3
     assert all(name in answers[0][1] for name in (COMMANDS if arguments == ["--help"] else []))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
-    try:
-        code = main([command, "--help"])
-    except SystemExit as leave:
-        code = leave.code
-    assert code in (0, None)
+    assert main([command, "--help"]) == 0
     assert "usage" in capsys.readouterr().out.lower()
 
 
@@ -110,11 +112,12 @@ def test_reconstruct_takes_own_images(run, tmp_path):
     assert out.exists()
 
 
-def test_an_interrupted_pipe_is_no_error():
-    command = f"set -o pipefail; {sys.executable} -m vaelab recipes | head -1"
+@pytest.mark.parametrize("arguments", ["recipes", "--version", "train --help", "train mlp --help", "sample --help"])
+def test_a_reader_that_leaves_is_no_error(arguments):
+    """Before anything is printed, by rich or plainly, more than a buffer holds or less."""
+    command = f"unset PYTHONUNBUFFERED; set -o pipefail; {sys.executable} -m vaelab {arguments} | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert "Traceback" not in result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_training_is_quiet_in_a_pipe(tmp_path):

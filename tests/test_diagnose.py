@@ -187,8 +187,8 @@ def test_only_training_and_validation_images_are_looked_at(run, monkeypatch):
     assert seen == {"train", "validation"}
 
 
-def test_annealing_tells_the_encoder_from_the_decoder(digits, monkeypatch):
-    """Where the -ELBOs differ, both sides are annealed: on the same images, a hundred each."""
+def test_where_the_bounds_differ_both_sides_are_annealed(digits, monkeypatch):
+    """On the first images of those whose -ELBOs were compared, as many of each side."""
     from vaelab.config import override
     from vaelab.recipes import recipe
     from vaelab.train import fit

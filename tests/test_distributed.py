@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from vaelab import recipes
+from vaelab.cli import main
 from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.distributed import LostProcessError, Team, leads, team
-from vaelab.errors import FailureError
+from vaelab.errors import FailureError, UsageError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory, Table
 from vaelab.train import fit
@@ -40,9 +41,12 @@ def torchrun(count: int, *arguments: object) -> list[str]:
 
 
 def train(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    program = ["-m", "vaelab", "train", *arguments]
-    command = torchrun(count, *program) if count > 1 else [sys.executable, *map(str, program)]
+    command = torchrun(count, "-m", "vaelab", "train", *arguments)
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def train_alone(*arguments: object) -> None:
+    assert main(["train", *map(str, arguments)]) == 0
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -66,8 +70,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
-    done = train(1, *FLAGS, "--epochs", 3, "--clip-norm", 5, "--out", out)
-    assert done.returncode == 0, done.stderr
+    train_alone(*FLAGS, "--epochs", 3, "--clip-norm", 5, "--out", out)
     return out
 
 
@@ -93,18 +96,21 @@ def test_two_processes_with_compiled_steps_train_the_same_model(alone, tmp_path)
     assert_same_weights(alone, tmp_path / "run")
 
 
-def test_the_loss_of_an_epoch_that_was_interrupted_is_that_of_all_processes(alone, tmp_path):
-    """What is saved within an epoch has every process's terms, so that one process alone can end it."""
+def test_a_process_that_is_killed_ends_the_training_and_others_go_on_with_it(alone, tmp_path):
+    """With another number of processes: what is saved within an epoch has the terms of all, and the run is the same."""
     out = tmp_path / "run"
     flags = [*FLAGS, "--epochs", 3, "--clip-norm", 5, "--save-every", 4, "--out", out]
     done = subprocess.run(
         torchrun(2, HERE / "killed.py", "rank1:23", "train", *flags), capture_output=True, text=True, timeout=300
     )
     assert done.returncode != 0
+    assert "vaelab (process 0): another process of this training has gone" in done.stderr
     assert "last.pt keeps step 20" in done.stderr
-    again = train(1, *flags, "--resume")
+    assert len(history(out)) == 1
+    again = train(4, *flags, "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_trace(alone, out)
+    assert_same_weights(alone, out)
 
 
 class Post:
@@ -312,19 +318,39 @@ def test_all_must_agree(monkeypatch, able):
     assert [Team().agree(yes) for yes in able] == list(able)
 
 
+EACH_KEEPS_ITS_MODEL = """
+import runpy, sys, torch
+from vaelab.trainer import Trainer
+
+def end_epoch(trainer, plain=Trainer.end_epoch):
+    record = plain(trainer)
+    state = {**trainer.model.state_dict(), **trainer.average.state_dict()}
+    torch.save(state, f"{sys.argv[-1]}-of-{trainer.team.rank}.pt")
+    return record
+
+Trainer.end_epoch = end_epoch
+runpy.run_module("vaelab", run_name="__main__")
+"""
+
+
 def test_batch_norm_and_dropout_train_too_and_all_keep_the_same_running_means(tmp_path):
     """Each process normalises its own rows: another trace, and one model that all validate."""
-    done = train(2, *CONV, "--epochs", 2, "--ema-decay", 0.9, "--out", tmp_path / "run")
+    (tmp_path / "each.py").write_text(EACH_KEEPS_ITS_MODEL)
+    flags = [*CONV, "--epochs", 2, "--ema-decay", 0.9, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        torchrun(2, tmp_path / "each.py", "train", *flags), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     losses = [record["validation_loss"] for record in history(tmp_path / "run")]
     assert losses[1] < losses[0]
+    one, other = (torch.load(tmp_path / f"run-of-{rank}.pt") for rank in range(2))
+    assert sum("running_mean" in name for name in one) > 1, "of the model and of its average"
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
-def test_several_nodes(alone, tmp_path, compile):
-    """Two launchers with a process each, as on two machines."""
-    if compile == "on" and not can_compile(CPU):
-        pytest.skip("no C++ compiler here")
+def test_several_nodes(alone, tmp_path):
+    """Two launchers with a process each, as on two machines; compiled, where there is a compiler."""
+    compiled = can_compile(CPU)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -332,7 +358,7 @@ def test_several_nodes(alone, tmp_path, compile):
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank), "--master-addr",
              "127.0.0.1", "--master-port", str(port), "-m", "vaelab", "train", *FLAGS, "--epochs", "3",
-             "--clip-norm", "5", "--compile", compile, "--out", str(tmp_path / "run")],
+             "--clip-norm", "5", "--compile", "on" if compiled else "off", "--out", str(tmp_path / "run")],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
@@ -340,35 +366,14 @@ def test_several_nodes(alone, tmp_path, compile):
     said = [launcher.communicate(timeout=300)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert "2 processes, which send each other messages" in said[0]
-    assert ("compiling the training step" in said[0]) == (compile == "on")
+    assert ("compiling the training step" in said[0]) == compiled
     assert "slower without" not in "".join(said)
     assert_same_trace(alone, tmp_path / "run")
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    done = train(2, *FLAGS, "--batch-size", 33, "--epochs", 1, "--out", tmp_path / "run")
-    assert done.returncode != 0
-    message = (
-        "vaelab (process 0): a batch of 33 cannot be shared by 2 processes: choose a --batch-size that their number"
-    )
-    assert message in done.stderr
-
-
-def test_a_process_that_is_killed_ends_the_training_and_others_go_on_with_it(alone, tmp_path):
-    """With another number of processes: the run is the same."""
-    out = tmp_path / "run"
-    flags = ["train", *FLAGS, "--epochs", 3, "--clip-norm", 5, "--out", out]
-    done = subprocess.run(
-        torchrun(2, HERE / "killed.py", "rank1:20", *flags), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode != 0
-    assert "vaelab (process 0): another process of this training has gone" in done.stderr
-    assert "last.pt keeps step 14" in done.stderr
-    assert len(history(out)) == 1
-    again = train(4, *FLAGS, "--epochs", 3, "--clip-norm", 5, "--out", out, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert_same_trace(alone, out)
-    assert_same_weights(alone, out)
+def test_a_batch_that_cannot_be_shared_is_refused(digits):
+    with pytest.raises(UsageError, match="a batch of 33 cannot be shared by 2 processes: choose a --batch-size that "):
+        Trainer(override(recipes.mlp(), batch_size=33), digits, CPU, Team(0, 2))
 
 
 @pytest.mark.parametrize("error", [LostProcessError, FailureError])
@@ -411,7 +416,7 @@ def test_a_rank_without_others_is_no_reason_to_write_nothing(monkeypatch):
     assert not leads()
 
 
-def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path):
+def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, caplog):
     out = tmp_path / "run"
     flags = [*FLAGS, "--epochs", "40", "--out", str(out)]
     running = subprocess.Popen(
@@ -430,9 +435,7 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path):
     assert "and saved" in errors, errors
     step = torch.load(out / "last.pt")["step"]
     assert step > 0
-    again = train(1, *flags, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert f"resumed at step {step}" in again.stderr
-    whole = train(1, *FLAGS, "--epochs", 40, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    train_alone(*flags, "--resume")
+    assert f"resumed at step {step}" in caplog.text
+    train_alone(*FLAGS, "--epochs", 40, "--out", tmp_path / "whole")
     assert_same_trace(tmp_path / "whole", out)

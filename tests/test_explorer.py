@@ -333,7 +333,7 @@ def test_the_server_does_what_its_description_says(app, mode):
         if operation.method == "get" and mode is schemathesis.GenerationMode.NEGATIVE:
             continue  # there is nothing in them that could be wrong
 
-        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def answers(case):
             tried.add((case.method, case.path))

@@ -1,6 +1,5 @@
 """``vaelab evaluate``: every part, kept as it goes, gone on with, and never printed without its protocol."""
 
-import functools
 import json
 import shutil
 import threading
@@ -15,7 +14,6 @@ from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
 from vaelab.data import Dataset, load, streaming
 from vaelab.evaluate import Annealing, annealed, features, importance
-from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "2", "--beta", "0.5", "--threads", "1"]
@@ -30,13 +28,9 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    """A run of its own, and extractors of short training in a cache of its own."""
-    shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr(extractors, "user_cache_path", lambda *_, **__: tmp_path / "cache")
-    short = functools.partial(features.train_extractor, epochs=2)
-    monkeypatch.setattr(extractors, "train_extractor", short)
-    return tmp_path / "run"
+def run(trained, tmp_path):
+    """A run of its own."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def kept(run):
@@ -286,12 +280,10 @@ def test_a_posterior_of_nan_is_one_line(run, capsys):
     assert not (run / "metrics.json").exists()
 
 
-def test_extractors_are_trained_once(run, monkeypatch):
-    folder = RunFolder.open(run)
-    data = measure.load_data(folder.run)
-    first = extractors.extractors_for(data, Bar())
+def test_extractors_are_trained_once(digits, tmp_path, monkeypatch):
+    first = extractors.extractors_for(digits, Bar(), tmp_path)
     monkeypatch.setattr(extractors, "train_extractor", None)
-    again = extractors.extractors_for(data, Bar())
+    again = extractors.extractors_for(digits, Bar(), tmp_path)
     assert [features.weights_hash(e) for e in first] == [features.weights_hash(e) for e in again]
     assert len({features.weights_hash(e) for e in first}) == 3
 

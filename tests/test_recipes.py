@@ -43,7 +43,7 @@ def test_a_recipe_writes_the_files_that_its_source_names(name, tmp_path):
             assert frames.n_frames > 30, "enough frames to look at"
             assert frames.info["loop"] == 0
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
-    assert main(["evaluate", str(out), "--num-samples", "10", "--rows", "20", "--only", "elbo", "nll", "latents"]) == 0
+    assert main(["evaluate", str(out), "--only", "elbo"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_the_card_says_the_same_numbers(run, page):
     assert all(re.search(r"[^.]\. Next: ", line) for line in findings)
 
 
-def test_measurements_of_an_evaluation_are_kept_and_shown(run, tmp_path):
+def test_measurements_of_an_evaluation_are_kept_and_shown(run, page, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     assert main(["evaluate", str(copy), "--num-samples", "20", "--only", "nll"]) == 0

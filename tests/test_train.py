@@ -90,18 +90,14 @@ def test_training_leaves_the_users_randomness_alone(digits):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("kill", ["early step", "late step", "write"])
+@pytest.mark.parametrize("where", ["step", "write"])
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(name, kill, uninterrupted, tmp_path):
+def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(name, where, uninterrupted, tmp_path):
     run = RUNS[name]
     steps = uninterrupted[name][0]["step"]
-    half = steps // 2
-    where, low, high = {"early step": ("step", 1, half), "late step": ("step", half, steps), "write": ("write", 1, 4)}[
-        kill
-    ]
-    moment = f"{where}:{random.randrange(low, high)}"
-    print(f"killed at {moment} of {steps} steps")
+    moment = f"{where}:{random.randrange(1, {'step': steps, 'write': 4}[where])}"
     save_every = random.choice([1, 2, 3])
+    print(f"killed at {moment} of {steps} steps, saved every {save_every}")
     command = [*flags(run), "--save-every", str(save_every), "--out", str(tmp_path / "run")]
     script = Path(__file__).with_name("killed.py")
     killed = subprocess.run([sys.executable, script, moment, *command], capture_output=True, text=True)
@@ -462,7 +458,8 @@ def test_uneven_batches_are_one_batch(digits):
             assert abs(a.mean() - b.mean()) < 1e-5
 
 
-def test_dynamic_binarization_trains_on_new_binary_pixels_each_time(tmp_path):
+def test_dynamic_binarization_trains_on_new_binary_pixels_each_time(digits, monkeypatch):
+    """Means over all images, which their order does not change, are another epoch's only up to noise."""
     seen = []
     original = VAE.draw
 
@@ -470,12 +467,13 @@ def test_dynamic_binarization_trains_on_new_binary_pixels_each_time(tmp_path):
         seen.append(x.clone())
         return original(self, x, *arguments, **options)
 
-    VAE.draw = draw
-    try:
-        fit(override(RUNS["mlp"], protocol="dynamic", epochs=1))
-    finally:
-        VAE.draw = original
+    monkeypatch.setattr(VAE, "draw", draw)
+    fit(override(RUNS["mlp"], protocol="dynamic", epochs=2, batch_size=len(digits.train)))
     assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
+    one, other = (x.mean(0) for x in seen if len(x) == len(digits.train))
+    assert not torch.equal(one, other)
+    for mean in (one, other):
+        assert (mean - digits.train.mean()).abs().max() < 5 * 0.5 / len(digits.train) ** 0.5
 
 
 def test_groups_that_share_a_draw_take_all_gradients_before_any_steps(digits):
@@ -544,11 +542,6 @@ class TestBadNumbers:
         monkeypatch.undo()
         assert main(["train", "mlp", "--out", str(out), "--resume"]) == 0
         assert RunFolder.open(out).failure() is None, "it was gone on with since"
-
-    def test_a_learning_rate_that_explodes(self, tmp_path, capsys):
-        out = str(tmp_path / "run")
-        assert main(["train", "mlp", "--data", "digits", "--epochs", "2", "--lr", "1e6", "--out", out]) == 1
-        assert "no longer finite" in capsys.readouterr().err
 
 
 def test_two_steps_of_every_recipe(digits):

@@ -162,7 +162,8 @@ def test_the_picture_shows_the_numbers():
 
 # --- the grid -------------------------------------------------------------------------------------------------------
 
-COMMAND = ["tune-latent", "digits", "--epochs", "8", "--num-samples", "20", "--jobs", "1"]
+EPOCHS = 24  # enough that Ctrl-C after the first comes before the last
+COMMAND = ["tune-latent", "digits", "--epochs", str(EPOCHS), "--num-samples", "20", "--jobs", "1"]
 
 
 def test_names_of_runs_are_exact():
@@ -246,7 +247,7 @@ def test_what_is_finished_is_not_done_again(tuned):
     assert "resumed at step" in logs[4]
     before, after = tuned["first"], state(out)
     assert {k: v for k, v in after.items() if "d02-b1" in k} == {k: v for k, v in before.items() if "d02-b1" in k}
-    assert len(RunFolder.open(out / "d04-b1-s0").history()) == 8
+    assert len(RunFolder.open(out / "d04-b1-s0").history()) == EPOCHS
 
 
 def test_the_result_is_what_the_runs_measured(tuned):
@@ -271,7 +272,7 @@ def test_the_result_is_what_the_runs_measured(tuned):
 
 def test_differences_are_paired(tuned):
     """The values of single images are those that the reported means are of, and their difference varies far less."""
-    base, _ = plan("mlp", "digits", epochs=8)
+    base, _ = plan("mlp", "digits", epochs=EPOCHS)
     grid = Grid(base, cross([2, 4], [1.0], 1), tuned["out"], 20)
     (a, b), _ = grid.settings(grid.wanted)
     for s in (a, b):
@@ -283,7 +284,7 @@ def test_differences_are_paired(tuned):
 
 
 def test_stages_follow_what_is_there(tuned, tmp_path):
-    base, _ = plan("mlp", "digits", epochs=8)
+    base, _ = plan("mlp", "digits", epochs=EPOCHS)
     out = tmp_path / "copy"
     shutil.copytree(tuned["out"], out)
     point = Point(0, 4, 1.0)
@@ -376,7 +377,7 @@ def test_wrong_usage_exits_with_2(arguments, message, capsys, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        (["--epochs", "9"], 2, "--epochs 9 differs from the 8 of the runs in"),
+        (["--epochs", "9"], 2, f"--epochs 9 differs from the {EPOCHS} of the runs in"),
         (["--recipe", "mlp-2d"], 2, "holds runs of mlp, not of mlp-2d"),
         (["--protocol", "static"], 2, "--protocol static differs from the dynamic"),
         (["freyfaces"], 2, "--data freyfaces differs from the digits"),

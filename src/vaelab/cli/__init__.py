@@ -55,7 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (it failed), 2 (wrong usage), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        try:
+            _dispatch(arguments)
+        except SystemExit as stop:  # after --help, or rich's own in place of a BrokenPipeError
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise stop.__context__ from None
+            if stop.code:
+                raise
+        sys.stdout.flush()  # here, not when the interpreter ends, where nothing is caught any more
+        return 0
     except (UsageError, FailureError) as error:
         return _complain(error, error.code)
     except KeyboardInterrupt:
@@ -67,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
-        return 0
+        return
     if arguments[0] == "--version":
         print(f"vaelab {__version__}")
-        return 0
+        return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}{did_you_mean(name, COMMANDS)}")
@@ -94,7 +102,6 @@ def _dispatch(arguments: list[str]) -> int:
             return functools.partial(command, *args, **options)
 
         parse(later, rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
-    return 0
 
 
 def _print_help() -> None:

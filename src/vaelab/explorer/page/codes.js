@@ -28,6 +28,13 @@ export function nearest(table, vector) {
   return best;
 }
 
+// How many pictures are on their way, in the page itself: who looks at it from outside waits for none.
+let busy = 0;
+function count(change) {
+  busy += change;
+  document.documentElement.dataset.busy = busy;
+}
+
 // One task at a time, and of what is asked meanwhile only the last: an answer that is out of date helps nobody.
 export function latest(task) {
   let running = false, waiting = null;
@@ -35,6 +42,7 @@ export function latest(task) {
     waiting = given;
     if (running) return;
     running = true;
+    count(1);
     try {
       while (waiting) {
         const now = waiting;
@@ -43,6 +51,7 @@ export function latest(task) {
       }
     } finally {
       running = false;
+      count(-1);
     }
   };
 }
