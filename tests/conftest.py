@@ -8,6 +8,7 @@ import signal
 # Before torch is loaded, and for every process that a test starts: models this small are slower on two threads than on
 # one, much slower on a busy machine, and results depend on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["NUMBA_OPT"] = "0"  # compiling UMAP takes longer than its few points
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
