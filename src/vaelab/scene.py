@@ -23,7 +23,7 @@ from vaelab.evaluate.undefined import why_no_bound
 from vaelab.folder import RunFolder
 from vaelab.labels import cost
 from vaelab.loading import data_of, load_data, load_model
-from vaelab.models import VAE
+from vaelab.models import SPACES, VAE
 
 MAPPED = 5000  # images of a map, at most
 WEIGHED = (100, 500)  # images, and importance samples of each
@@ -136,7 +136,8 @@ def scene_of(path: Path) -> Scene:
 def require_real(model: VAE, what: str) -> None:
     """Raise a ``UsageError`` for ``what`` if not every vector is a latent of the model."""
     if model.space != "real":
-        raise UsageError(f"{what} needs latents that are any real vectors: those of this model are {model.space}")
+        where = SPACES[model.space]
+        raise UsageError(f"{what} needs latents that are any real vectors: those of this model lie in {where}")
 
 
 def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
