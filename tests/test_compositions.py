@@ -24,7 +24,10 @@ REFUSED = {
     ("sphere", "ais"): "annealing moves through real vectors, and the latents of this model lie in the unit sphere",
     ("flow", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
     ("planar", "explore"): "explore and scorer graphs show distortion, rate and spread of q(z|x)",
-    ("sphere", "explore"): "exploring needs latents that are any real vectors: those of this model lie in the unit sphere",
+    (
+        "sphere",
+        "explore",
+    ): "exploring needs latents that are any real vectors: those of this model lie in the unit sphere",
     ("sphere", "traverse"): "needs latents that are any real vectors: those of this model lie in the unit sphere",
     ("sphere", "pair"): "needs latents that are any real vectors: those of this model lie in the unit sphere",
 }

@@ -394,7 +394,9 @@ def test_missing_packages_are_named(run, monkeypatch, capsys):
 def test_a_model_whose_latents_lie_in_no_vector_space_is_refused(run, monkeypatch):
     scene = scene_of(run)
     monkeypatch.setattr(scene.model.posterior_head, "space", "codes")
-    with pytest.raises(UsageError, match="exploring needs latents that are any real vectors: those of this model lie in"):
+    with pytest.raises(
+        UsageError, match="exploring needs latents that are any real vectors: those of this model lie in"
+    ):
         World(scene)
 
 
