@@ -120,6 +120,12 @@ def test_a_reader_that_leaves_is_no_error(arguments):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_closed_output_is_no_error():
+    command = f"{sys.executable} -m vaelab --version >&-"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_training_is_quiet_in_a_pipe(tmp_path):
     command = [sys.executable, "-m", "vaelab", *TRAIN, "--out", str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise stop.__context__ from None
             if stop.code:
                 raise
-        sys.stdout.flush()  # here, not when the interpreter ends, where nothing is caught any more
+        print(end="", flush=True)  # here, not when the interpreter ends, where nothing is caught any more
         return 0
     except (UsageError, FailureError) as error:
         return _complain(error, error.code)
