@@ -160,6 +160,8 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
             second.setenv("LOCAL_RANK", "2")
             with pytest.raises(UsageError, match="no GPU is left for process 2: start 2 at most"):
                 resolve_device(name)
+            second.setattr(torch.cuda, "device_count", lambda: 1)
+            assert resolve_device(name) == torch.device("cuda", 0), "the one that a launcher shows it"
 
 
 @given(st.floats(0, 2000, allow_nan=False))

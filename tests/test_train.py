@@ -441,12 +441,15 @@ def test_fewer_images_than_a_batch_shrink_it_and_say_so(digits, caplog):
     assert "batch size 1437" in caplog.text
 
 
-def test_batch_normalisation_of_one_image_is_refused(tmp_path, capsys):
+def test_batch_normalisation_of_one_number_is_refused(tmp_path, capsys):
     import numpy as np
 
     np.save(tmp_path / "few.npy", np.random.default_rng(0).random((3, 8, 8)))
-    assert main(["train", "conv-beta", "--data", str(tmp_path / "few.npy"), "--out", str(tmp_path / "run")]) == 2
-    assert "batch normalisation needs more than one image a step" in capsys.readouterr().err
+    command = ["train", "conv-beta", "--data", str(tmp_path / "few.npy"), "--epochs", "20"]
+    larger_maps = ["--encoder-conv-channels", "4", "4", "--decoder-conv-channels", "4", "4"]
+    assert main([*command, *larger_maps, "--out", str(tmp_path / "small")]) == 0
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "batch normalisation needs more than one image a step where a map is one pixel" in capsys.readouterr().err
 
 
 def test_uneven_batches_are_one_batch(digits):

@@ -217,7 +217,8 @@ def resolve_device(name: str) -> torch.device:
         UsageError: if the name is unknown or the device is not on this machine.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        count = torch.cuda.device_count()
+        own = int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else 0  # of one, a launcher shows each its own
         if own >= count:
             raise UsageError(f"no GPU is left for process {own}: start {count} at most, or give --device cpu")
         return torch.device("cuda", own)

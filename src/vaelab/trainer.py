@@ -94,9 +94,9 @@ class Trainer:
         self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
-        if self.rows_per_step == 1 and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
-            raise UsageError("batch normalisation needs more than one image a step: give more images or a larger "
-                             "--batch-size, or leave it out")  # fmt: skip
+        if self.rows_per_step == 1 and _normalises_one_number(self.model):
+            raise UsageError("batch normalisation needs more than one image a step where a map is one pixel: give more "
+                             "images or a larger --batch-size, or leave it out")  # fmt: skip
         require_fit(self.model.likelihood_head, data, ("train", "validation"))
         if run.training.init == "glorot":
             mean = data.train.mean().clamp(0.001, 0.999)
@@ -400,6 +400,20 @@ class Trainer:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+
+def _normalises_one_number(model: VAE) -> bool:
+    """Whether a batch norm gets maps of one pixel: of one image that is a number a channel, which has no variance."""
+    pixels: list[int] = []
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_hook(lambda _, inputs, __: pixels.append(inputs[0][0, 0].numel())) for norm in norms]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    return 1 in pixels
 
 
 def _plateau(schedule: specs.Plateau, optimizer: Optimizer) -> ReduceLROnPlateau:
