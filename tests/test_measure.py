@@ -77,6 +77,19 @@ def test_what_is_measured_adds_up_over_commands(run, capsys):
     assert json.loads(printed[printed.index('{\n  "format"') :])["splits"] == splits
 
 
+def test_a_floor_goes_where_pixels_are_binary_by_now(run):
+    """Those of bytes of 0 and 255 were not taken for binary once."""
+    command = ["evaluate", str(run), "--only", "elbo", "--protocol", "static"]
+    assert main(command) == 0
+    content = json.loads((run / "metrics.json").read_text())
+    content["splits"]["test"]["static"]["about"]["cross_entropy_floor"] = 0.0
+    (run / "metrics.json").write_text(json.dumps(content))
+    assert main(command) == 0
+    assert (
+        "cross_entropy_floor" not in json.loads((run / "metrics.json").read_text())["splits"]["test"]["static"]["about"]
+    )
+
+
 def test_other_weights_are_another_model(run):
     assert main(["evaluate", str(run), "--only", "elbo", "--split", "validation"]) == 0
     weights = torch.load(run / "best_model.pth")

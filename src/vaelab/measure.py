@@ -146,6 +146,8 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
             found["about"] = {**found.get("about", {}), "images_sha256": subject.images_hash,
                               "train_sha256": subject.data.sha256("train")}  # fmt: skip
             place = content["splits"].setdefault(plan.split, {}).setdefault(subject.data.protocol, {})
+            if part == "elbo":  # of pixels that were not taken for binary before, and are now
+                place.get("about", {}).pop("cross_entropy_floor", None)
             for kind, values in found.items():
                 plain = {name: v.to_json() if isinstance(v, Estimate) else v for name, v in values.items()}
                 place[kind] = {**place.get(kind, {}), **plain}
