@@ -49,7 +49,7 @@ class Options:
     only: tuple[str, ...] = ()
     calibrate: bool = False
     out: str = "doctor"
-    """Name of the results; two runs of different seeds side by side need two."""
+    """Name of the results, which a second call adds to."""
 
 
 @dataclass
@@ -131,6 +131,9 @@ def main(options: Options) -> None:
     path = HERE / "results" / f"{options.out}{'-calibration' if options.calibrate else ''}.json"
     seeds = (100,) if options.calibrate else options.seeds
     results: dict[str, Any] = read_json(path) if path.exists() else {"rows": {}}
+    asked = shlex.join(["python", "benchmarks/doctor.py", *sys.argv[1:]])
+    # All calls that the rows are of.
+    commands = "; ".join(dict.fromkeys([*results["command"].split("; "), asked]) if results["rows"] else [asked])
     for seed in seeds:  # outermost, so that a run that is stopped has whole seeds
         for name in options.data:
             for case, what in CASES.items():
@@ -144,7 +147,7 @@ def main(options: Options) -> None:
                 row = {"expected": what.expected, "found": found, "seconds": seconds}
                 results["rows"][key] = {**row, **summary(symptoms)}
                 write_json(path, {
-                    "command": shlex.join(["python", "benchmarks/doctor.py", *sys.argv[1:]]),
+                    "command": commands,
                     "what": "illnesses provoked on purpose; one thread, fp32", "machine": cpu_name(),
                     "rows": results["rows"],
                 })  # fmt: skip

@@ -62,9 +62,10 @@ def test_every_command_takes_the_run_or_refuses_it_in_one_line(trained, command,
 
 def test_a_caption_says_of_dimensions_what_is_known(trained):
     name, run = trained
-    if name in ("vamp", "flow"):
-        caption = report._traversals(scene_of(run)).caption
-        assert caption.endswith("; by how much codes vary.")
+    if name == "sphere":
+        pytest.skip("latents on a sphere have no traversals")
+    caption = report._traversals(scene_of(run)).caption
+    assert caption.endswith("; by how much codes vary.")
 
 
 def test_what_is_measured_of_them_is_what_is_defined(trained, monkeypatch):
