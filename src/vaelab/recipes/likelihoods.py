@@ -94,8 +94,8 @@ def vamp() -> Run:
         prior=specs.VampPrior(500),
         decoder=specs.MLPDecoder((300, 300), activation="gated"),
         objective=ELBO(kl_warmup_epochs=50),
-        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1.5e-3, warmup_epochs=3),
-        training=Training(epochs=1100, batch_size=250),
+        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=3e-3, warmup_epochs=3),
+        training=Training(epochs=1000, batch_size=500, init="glorot"),
         pictures=PICTURES,
         bf16_gap=0.013,  # benchmarks/results/time-vamp.json
     )
@@ -111,6 +111,7 @@ def iaf() -> Run:
         recipe="iaf",
         posterior=specs.IAF(40),
         prior=specs.StandardNormal(),
+        schedule=specs.WarmupCosine(base_lr=1e-5, max_lr=1.5e-3, warmup_epochs=3),
         training=Training(epochs=300, batch_size=250),
         bf16_gap=None,  # of another model
     )
