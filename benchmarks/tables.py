@@ -37,7 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md",
          "docs/performance.md", "docs/parts.md")  # fmt: skip
 
-VARIANTS = {"burda-dreg-short": "burda-dreg", "vamp-short": "vamp"}
+VARIANTS = {"burda-dreg-short": "burda-dreg"}
 """Recipes that were measured with other settings too, by the name of the result."""
 
 
