@@ -12,26 +12,28 @@ from vaelab.train import fit
 
 pytestmark = pytest.mark.mnist
 RUN = override(recipe("mlp"), epochs=3, encoder_hidden_dims=(400,), decoder_hidden_dims=(400,))
-MARK = 125.0  # nats per validation image, grey cross-entropy + KL, after three epochs of 784-400-20
+ONE = override(RUN, epochs=1)
+MARKS = {1: 140.0, 3: 125.0}  # nats per validation image, grey cross-entropy + KL, by the epochs of 784-400-20
 
 
-def three_epochs(mnist, run=RUN) -> float:
+def negative_elbo(mnist, run=ONE) -> float:
     model = fit(run, mnist)
     return evaluate(model, RUN, mnist, "validation")["negative_elbo"].value
 
 
-def test_three_epochs_reach_the_mark(mnist):
-    assert 95 < three_epochs(mnist) < MARK
+@pytest.mark.parametrize("epochs", MARKS)
+def test_training_reaches_the_mark(mnist, epochs):
+    assert 95 < negative_elbo(mnist, override(RUN, epochs=epochs)) < MARKS[epochs]
 
 
 def test_not_without_the_kl(mnist):
-    assert three_epochs(mnist, override(RUN, beta=0.0)) > MARK
+    assert negative_elbo(mnist, override(ONE, beta=0.0)) > MARKS[1]
 
 
 def test_not_without_noise(mnist, monkeypatch):
     original = StepNoise.normal
     monkeypatch.setattr(StepNoise, "normal", lambda self, stream, shape: 0 * original(self, stream, shape))
-    assert three_epochs(mnist) > MARK
+    assert negative_elbo(mnist) > MARKS[1]
 
 
 def test_not_with_a_frozen_decoder(mnist, monkeypatch):
@@ -46,7 +48,7 @@ def test_not_with_a_frozen_decoder(mnist, monkeypatch):
 
     monkeypatch.setattr(VAE, "__init__", frozen)
     monkeypatch.setattr(type(RUN.objective), "groups", groups)
-    assert three_epochs(mnist) > MARK
+    assert negative_elbo(mnist) > MARKS[1]
 
 
 def test_not_with_pixels_shifted_against_their_targets(mnist, monkeypatch):
@@ -56,4 +58,4 @@ def test_not_with_pixels_shifted_against_their_targets(mnist, monkeypatch):
         return original(self, torch.roll(x, 2, dims=-1) if self.training else x, y)
 
     monkeypatch.setattr(VAE, "posterior", shifted)
-    assert three_epochs(mnist) > MARK
+    assert negative_elbo(mnist) > MARKS[1]
