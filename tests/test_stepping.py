@@ -352,6 +352,25 @@ def test_what_the_compiler_deprecates_of_itself_is_no_warning_of_ours():
 
 
 @needs_compiler
+def test_torch_builds_no_program_to_see_which_vectors_there_are(monkeypatch):
+    """Which takes longer than compiling a step; its option is an internal one, and could change its name or meaning."""
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import VecAVX2, VecISA
+
+    def build(self, code):
+        pytest.fail("a program was built")
+
+    monkeypatch.setattr(VecISA, "check_build", build)
+    given = {}
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs, options: given.update(options) or graph)
+    x = torch.randn(4)
+    compile_graph(make_fx(lambda x: [x + 1], tracing_mode="fake")(x), [x], {"size_asserts": False})
+    assert given["size_asserts"] is False
+    with config.patch(given):
+        assert VecAVX2()
+
+
+@needs_compiler
 def test_the_traced_step_has_no_batch_norm_left(digits, monkeypatch):
     traced = []
     monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: traced.append(graph) or graph)

@@ -24,6 +24,13 @@ from vaelab.runtime import RowNoise
 
 log = logging.getLogger("vaelab")
 
+TRUSTED: dict[str, Any] = {"cpp.vec_isa_ok": True}
+"""Options of torch's compiler: vectors that the processor has are vectors that the C++ compiler knows.
+
+Torch would build and load a program for each kind to see that: ten seconds of a first compilation, two and a half of
+every later one. Where a C++ compiler is too old for them, compiling fails and steps are taken plainly.
+"""
+
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch can compile here: for a CPU with a C++ compiler and Python's headers, for a GPU with Triton."""
@@ -62,7 +69,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], options: dict[str, A
     likes = [stand_ins.from_tensor(tensor, static_shapes=True) for tensor in inputs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's compiler, about itself
-        return cast(Callable[..., Sequence[Tensor]], _inductor.compile(graph, [*likes], options=options))
+        return cast(Callable[..., Sequence[Tensor]], _inductor.compile(graph, [*likes], options=TRUSTED | options))
 
 
 def reason(error: Exception) -> str:
@@ -79,7 +86,7 @@ def compiled_log_px(model: VAE) -> Generator[None]:
     Where that fails, one line says so, and the model scores as it did.
     """
     plain = model.log_px
-    fused = torch.compile(plain, dynamic=False)
+    fused = torch.compile(plain, dynamic=False, options=TRUSTED)
     own = vars(model)
 
     def log_px(*args: Any) -> Tensor:
