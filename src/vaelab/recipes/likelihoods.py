@@ -85,7 +85,7 @@ def vamp() -> Run:
     """The one-layer VAE of *VAE with a VampPrior*: gated 300-300 networks, 40 latents, 500 pseudo-inputs.
 
     Networks, prior and data split (50,000 images to train on) are the paper's. Initial weights and schedule are ours:
-    with batches of 500 half of what a step encodes is images, with 100 as in the paper one part in six.
+    with batches of 500 half of what a step encodes is images, with 100, as in the authors' code, one part in six.
     """
     return Run(
         recipe="vamp",
