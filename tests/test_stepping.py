@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
@@ -35,6 +36,7 @@ from vaelab.runtime import RowNoise
 from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
 from vaelab.trainer import Trainer, build_model
+from vaelab.updates import MovingAverage
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")
@@ -549,6 +551,26 @@ def test_optimizers_that_load_no_compiler_step_as_torchs_do(settings):
         assert torch.equal(*weights)
     assert weights[0].requires_grad
     assert not torch.equal(weights[0], start)
+
+
+def test_the_moving_average_is_torchs():
+    """Weights, running means and the count of steps, before and after a checkpoint is loaded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    averages = [MovingAverage(model, 0.9), MovingAverage(model, 0.9)]
+    for _ in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape))
+        model(torch.randn(8, 4))
+        averages[1].load_state_dict(torchs.state_dict())
+        for average in (torchs, *averages):
+            average.update_parameters(model)
+            assert dict(average.state_dict()).keys() == dict(torchs.state_dict()).keys()
+            for name, value in average.state_dict().items():
+                assert torch.equal(value, torchs.state_dict()[name]), name
+    assert not torch.equal(torchs.module[0].weight, model[0].weight), "an average, not a copy"
 
 
 @pytest.mark.parametrize("name", ["conv-beta", "vamp", "iaf"])

@@ -19,7 +19,6 @@ from torch.nn.modules.dropout import _DropoutNd  # the base of every dropout lay
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vaelab import specs
 from vaelab.compiling import choose
@@ -51,7 +50,7 @@ from vaelab.runtime import (
 from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
 from vaelab.stepping import CompiledStep, PlainStep, Step, term_names
-from vaelab.updates import AdamUpdate, CannotCompileError
+from vaelab.updates import AdamUpdate, CannotCompileError, MovingAverage
 
 log = logging.getLogger("vaelab")
 
@@ -113,7 +112,8 @@ class Trainer:
         self.optimizers = {name: run.optimizer.build(group, self.schedule(0)) for name, group in self.groups.items()}
         plateau = run.schedule if isinstance(run.schedule, specs.Plateau) else None
         self.plateaus = [_plateau(plateau, optimizer) for optimizer in self.optimizers.values() if plateau]
-        self.average = _average(self.model, run.training.ema_decay)
+        decay = run.training.ema_decay
+        self.average = MovingAverage(self.model, decay) if decay else None
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
         wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
         self.compiled = self.team.agree(wanted)
@@ -420,7 +420,3 @@ def _plateau(schedule: specs.Plateau, optimizer: Optimizer) -> ReduceLROnPlateau
     return ReduceLROnPlateau(
         optimizer, factor=schedule.lr_factor, patience=schedule.lr_patience, min_lr=schedule.min_lr, threshold=0.0
     )
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

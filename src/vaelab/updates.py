@@ -1,12 +1,13 @@
-"""An optimizer's step that can be traced, and so be part of a compiled function."""
+"""What becomes of weights after their gradients: an optimizer's step that can be traced, and a moving average."""
 
 from __future__ import annotations
 
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class CannotCompileError(Exception):
@@ -104,6 +105,35 @@ class AdamUpdate:
         for step in steps:
             step.add_(1)
         return torch.stack(norms).amax()
+
+
+@final
+class MovingAverage(AveragedModel):
+    r"""A copy of a model whose weights follow its: :math:`\bar\theta \leftarrow d \bar\theta + (1 - d)\, \theta`.
+
+    The first step copies them, and buffers (running means) are always the model's own. The same numbers as
+    ``AveragedModel``'s, which looks for the weights anew each step: more work than the averaging of a small network.
+
+    Args:
+        model: whose weights are averaged; they stay the same tensors.
+        decay: d.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self._follow = get_ema_multi_avg_fn(decay)
+        self._weights = tuple(self.module.parameters()), tuple(model.parameters())
+        self._running = list(zip(self.module.buffers(), model.buffers(), strict=True))
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take one step towards the model, which is the one that it was made of."""
+        if self.n_averaged == 0:
+            super().update_parameters(model)
+            return
+        self._follow(*self._weights, self.n_averaged)
+        for ours, theirs in self._running:
+            ours.copy_(theirs)
+        self.n_averaged += 1
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
