@@ -21,6 +21,7 @@ from vaelab.runtime import (
     StepNoise,
     cpu_name,
     epoch_order,
+    generator,
     has_fast_bf16,
     prefers_onednn,
     resolve_device,
@@ -42,6 +43,12 @@ def test_noise_depends_on_seed_stream_and_step_alone():
     ):
         assert not torch.equal(a, other)
         assert abs(torch.corrcoef(torch.stack([a.flatten(), other.flatten()]))[0, 1]) < 0.7
+
+
+@pytest.mark.parametrize("step", [0, 63, 64, 1000])
+def test_a_steps_noise_is_that_of_its_seed_stream_and_number(step):
+    drawn = torch.randn([4, 5], generator=generator(7, "z", step))
+    assert torch.equal(StepNoise(7, step).normal("z", (4, 5)), drawn)
 
 
 def test_streams_are_uncorrelated_and_of_the_right_law():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -38,6 +39,15 @@ def derived_seed(*key: int | str) -> int:
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator on ``device`` whose numbers depend on ``key`` alone."""
     return torch.Generator(device).manual_seed(derived_seed(*key))
+
+
+STEPS = 64
+
+
+@functools.lru_cache(maxsize=64)
+def _step_seeds(seed: int, stream: str, block: int) -> list[int]:
+    """The seeds of a stream for ``STEPS`` steps in a row: hashing one at a time takes four times as long in a step."""
+    return [derived_seed(seed, stream, block * STEPS + i) for i in range(STEPS)]
 
 
 Sampler = Callable[..., Tensor]
@@ -89,7 +99,8 @@ class StepNoise(Noise):
     def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
         """This rank's rows of the global draw."""
         count, *rest = shape
-        key = generator(self.seed, stream, self.step, device=self.device)
+        block, place = divmod(self.step, STEPS)
+        key = torch.Generator(self.device).manual_seed(_step_seeds(self.seed, stream, block)[place])
         rows = sampler([count * self.world, *rest], generator=key, device=self.device)
         return rows if self.world == 1 else rows[self.rank * count : (self.rank + 1) * count]
 
