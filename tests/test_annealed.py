@@ -20,6 +20,7 @@ from vaelab.evaluate.elbo import bound_protocol
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.recipes import recipe
+from vaelab.runtime import RowNoise
 from vaelab.samplers import annealed_importance_sampling, pilot_step_sizes, sigmoid_schedule
 from vaelab.train import fit
 
@@ -449,3 +450,25 @@ def test_a_posterior_without_density_is_no_start(trained, digits, monkeypatch):
     with pytest.raises(TypeError, match='Point has no density; use start="prior"'):
         rows(trained, digits, Annealing(num_distributions=2), rows=1)
     assert np.isfinite(rows(trained, digits, Annealing(num_distributions=2, start="prior"), rows=1)["log_px"]).all()
+
+
+def test_every_transition_has_noise_of_its_own():
+    draws = module._RowDraws(RowNoise(0, 0, block=1), 2, 3, 2)
+    for part in (0, 1):
+        assert len(torch.stack([draws(i)[part].flatten() for i in range(60)]).unique(dim=0)) == 60
+
+
+def test_pilot_and_both_directions_have_noise_of_their_own(monkeypatch):
+    model, starts, numbers, lengths = bend(linear_vae(4, sigma=1.5), 0.1, 0.2), [], [], []
+    begin, draws, anneal = module._Target.start_chains, module._Annealer._draws, module.annealed_importance_sampling
+    monkeypatch.setattr(module._Target, "start_chains", lambda *a: starts.append(begin(*a)) or starts[-1])
+    monkeypatch.setattr(module._Annealer, "_draws", lambda *a: numbers.append(draws(*a)(0)[1][0, :2]) or draws(*a))
+    monkeypatch.setattr(
+        module, "annealed_importance_sampling",
+        lambda *a, **k: lengths.append(k.get("num_leapfrog")) or anneal(*a, **k),
+    )  # fmt: skip
+    list(bdmc_rows(model, Annealing(4, 3, num_leapfrog=2), num_images=2))
+    assert len(starts) == 2
+    assert not (starts[0] == starts[1][:2]).any()
+    assert len({tuple(x.tolist()) for x in numbers}) == len(numbers) == 3
+    assert lengths == [2, 2]

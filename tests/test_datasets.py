@@ -216,3 +216,27 @@ class TestAugment:
         assert not torch.equal(some, augment(batch, Augment(5, 1, 0.3), StepNoise(0, 1)).x)
         assert (augment(batch, Augment(5, 1, 1.0), StepNoise(0, 0)).x != x).flatten(1).any(1).all()
         assert torch.equal(augment(batch, Augment(5, 1, 1e-9), StepNoise(0, 0)).x, x), "a step may choose no image"
+
+
+def test_a_threshold_is_at_one_half():
+    grey = np.array([0, 127, 128, 255], np.uint8)
+    for x in (grey, (grey / 255).astype(np.float32)):
+        assert binarize(x, "threshold", 0).tolist() == [0, 0, 255, 255]
+
+
+def test_sorted_images_are_shuffled_before_they_are_split(tmp_path):
+    np.save(tmp_path / "x.npy", np.repeat(np.arange(100, dtype=np.uint8), 16).reshape(100, 4, 4) + 50)
+    data = load(tmp_path / "x.npy", validation_size=0.2, test_size=0.2)
+    for part in (data.train, data.validation, data.test):
+        values = part.x[:, 0, 0, 0].int()
+        assert (values.diff() < 0).any()
+        assert values.min() < 80 < 120 < values.max()
+
+
+def test_angle_and_shifts_are_independent():
+    x = torch.zeros(400, 1, 15, 15)
+    x[:, :, 7, 7] = 1
+    moved = augment(Batch(x), Augment(rotate=0.0, shift=3.0, augment_prob=1.0), StepNoise(0, 0)).x
+    at = torch.arange(15.0)
+    down, right = ((moved.sum((1, axis)) * at).sum(-1) - 7 for axis in (3, 2))
+    assert abs(torch.corrcoef(torch.stack([down, right]))[0, 1]) < 0.2

@@ -3,6 +3,7 @@
 What provoked illnesses of real runs look like is measured by benchmarks/doctor.py; its confusion matrix is in the docs.
 """
 
+import copy
 import json
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ import torch
 from vaelab import diagnose as doctor
 from vaelab import objectives, specs
 from vaelab.cli import main
+from vaelab.config import override
 from vaelab.diagnose import Symptoms, diagnose
 from vaelab.recipes import recipe
+from vaelab.trainer import build_model
 
 
 def epochs(losses, beta=1.0):
@@ -201,3 +204,14 @@ def test_where_the_bounds_differ_both_sides_are_annealed(digits, monkeypatch):
     assert len(symptoms.annealed_train) == len(symptoms.annealed_validation) == 3
     assert (symptoms.annealed_validation < symptoms.validation[:3]).all(), "annealing is the tighter bound"
     assert torch.is_grad_enabled()
+
+
+def test_a_model_in_training_is_examined_as_in_evaluation(digits):
+    run = override(recipe("conv-beta"), data="digits", compile="off")
+    model = build_model(run, digits.shape)
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    found = [doctor.examine(run, model.train(mode), digits, [], images=40) for mode in (False, True)]
+    np.testing.assert_array_equal(found[0].validation, found[1].validation)
+    np.testing.assert_array_equal(found[0].train, found[1].train)
+    assert model.training
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())

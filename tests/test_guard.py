@@ -126,3 +126,17 @@ def test_bits_per_dimension_stand_beside_what_they_are_of(spec, name, words, bit
     if bits is not None:
         rate = found["rate"].value / (math.prod(GREY) * math.log(2))
         assert found["bits_per_dim"].value - rate == pytest.approx(bits, abs=1e-5)
+
+
+def halves(first, second):
+    parts = [Split(x, None, torch.arange(len(x))) for x in (first, second)]
+    return Dataset("some", "grey", parts[0], parts[1], parts[1], binary=False, classes=None)
+
+
+def test_every_image_of_every_split_is_looked_at():
+    grey = torch.rand(600, 1, 4, 4)
+    require_fit(specs.Gaussian().build(1), halves(grey.round(), grey), ("train", "validation"))
+    late = grey.clone()
+    late[-1, 0, 0, 0] = 1.5
+    with pytest.raises(UsageError, match="go from"):
+        require_fit(specs.ContinuousBernoulli().build(1), halves(grey, late), ("train", "validation"))

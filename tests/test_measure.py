@@ -306,3 +306,31 @@ def test_other_labels_of_the_same_images_have_extractors_of_their_own(run):
     odd = replace(data, train=replace(data.train, y=data.train.y % 2))
     by_digit, by_parity = (extractors.extractors_for(each, Bar())[0] for each in (data, odd))
     assert (by_digit.classify.out_features, by_parity.classify.out_features) == (10, 2)
+
+
+def of(run, plan):
+    return measure.measure(run, plan, Bar())["splits"]["test"]["dynamic"]["metrics"]
+
+
+def test_what_is_kept_is_of_these_weights(run):
+    first = of(run, plan(rows=3))
+    weights = torch.load(run / "best_model.pth")
+    torch.save({name: value + 1e-3 for name, value in weights.items()}, run / "best_model.pth")
+    assert of(run, plan(rows=3))["nll_10"]["value"] != first["nll_10"]["value"]
+
+
+def test_the_gain_of_annealing_is_what_the_bounds_differ_by(run):
+    found = of(run, replace(plan(rows=4), parts=("nll", "ais"), ais_images=4, annealing=Annealing(2, 3)))
+    difference = found["nll_10"]["value"] - found["nll_ais"]["value"]
+    assert found["ais_gain"]["value"] == pytest.approx(difference, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "other", [Annealing(3, 3), Annealing(2, 4), Annealing(2, 3, start="prior"), Annealing(2, 3, num_leapfrog=1)]
+)
+def test_annealing_in_another_way_is_done_anew(run, other):
+    one, another = (
+        of(run, replace(plan(), parts=("ais",), ais_images=2, annealing=how)) for how in (Annealing(2, 3), other)
+    )
+    assert one["nll_ais"]["value"] != another["nll_ais"]["value"]
+    assert one["bdmc_gap"]["value"] != another["bdmc_gap"]["value"]

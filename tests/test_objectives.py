@@ -866,3 +866,61 @@ def test_the_compiled_step_of_two_groups_is_the_plain_one(digits):
     torch.testing.assert_close(compiled.terms[:10], plain.terms[:10], rtol=1e-4, atol=1e-3)
     for name, value in plain.networks.state_dict().items():
         torch.testing.assert_close(compiled.networks.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [*RULES, objectives.RAE(gradient_penalty=1e-3), objectives.BalancedELBO()], ids=str)
+def test_a_posteriors_penalty_is_in_every_loss(rule):
+    means = means_of(parts_of(rule, vae()))
+    if "penalty" in means:
+        more = {**means, "penalty": means["penalty"] + 3}
+        torch.testing.assert_close(rule.loss(more), rule.loss(means) + 3, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (rule, field.name)
+        for rule in (*RULES, objectives.RAE(gradient_penalty=1e-3))
+        for field in dataclasses.fields(rule)
+        if isinstance(getattr(rule, field.name), float) and not field.name.endswith("_epochs")
+    ],
+    ids=str,
+)
+def test_every_weight_moves_a_loss(rule, name):
+    found = []
+    for value in (0.25, 1e6):
+        torch.manual_seed(0)
+        found.append(yields(dataclasses.replace(rule, **{name: value}), vae())[0])
+    assert any(not torch.equal(found[0][group], found[1][group]) for group in found[0])
+
+
+@pytest.mark.parametrize(
+    "rule", [objectives.IWAE(4), objectives.DReG(4), objectives.STL(4), objectives.PIWAE(2, 2)], ids=str
+)
+def test_as_many_samples_as_asked_for_make_a_bound(rule):
+    log_w = vae().draw(images().x, num_samples=4, noise=NOISE).log_w
+    torch.testing.assert_close(parts_of(rule, vae())["bound"], log_mean_exp(log_w))
+
+
+def test_recorded_terms_are_means_over_the_samples():
+    model = vae()
+    draw = model.draw(images().x, num_samples=4, noise=NOISE)
+    parts = parts_of(objectives.IWAE(4), model)
+    torch.testing.assert_close(parts["distortion"], -draw.log_px.mean(0))
+    torch.testing.assert_close(parts["rate"], (draw.log_qz - draw.log_pz).mean(0))
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_the_kernel_that_is_asked_for_is_taken(kernel):
+    codes = vae().draw(images().x, noise=NOISE).z[0][0]
+    expected = mmd_of_rows(codes, NOISE.normal("prior", codes.shape), kernel)
+    torch.testing.assert_close(parts_of(objectives.MMD(kernel=kernel), vae())["mmd"], expected)
+
+
+@pytest.mark.parametrize("weighting", ["weighted", "stratified"])
+def test_the_weighting_that_is_asked_for_is_taken(weighting):
+    batch, model = dataclasses.replace(images(), total=100), vae()
+    draw = model.draw(batch.x, noise=NOISE)
+    log_qz, _ = aggregate_log_prob(draw.z[0][0], draw.qz.base_dist, 100, weighting)
+    parts = parts_of(objectives.BetaTC(weighting=weighting), model, batch)
+    torch.testing.assert_close(parts["mi"], draw.log_qz[0] - log_qz)

@@ -577,3 +577,24 @@ def test_what_a_posterior_has_not_is_said_in_words():
     flow = specs.PlanarFlow(2).build(8)(torch.randn(3, 8))
     with pytest.raises(NotImplementedError, match="center is a typical point of it"):
         _ = flow.mean
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        specs.DiagonalNormal(2), specs.FullNormal(2), specs.IAF(2, num_transforms=2, hidden_dims=(4,)),
+        specs.VonMisesFisher(3), specs.GumbelSoftmax(2, 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_stopped_density_has_a_gradient_through_the_draw_alone(spec):
+    torch.manual_seed(0)
+    head = spec.build(5)
+    parameters = list(head.parameters())
+    z, log_density = head(torch.randn(4, 5)).rsample_and_log_prob((3,), StepNoise(0, 0), stop=True)
+    total = log_density().sum()
+    (by_z,) = torch.autograd.grad(total, z, retain_graph=True)
+    expected = torch.autograd.grad(z, parameters, by_z, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

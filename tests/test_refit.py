@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, kl_divergence
 
 from oracle import dataset as dataset_of
@@ -23,8 +25,10 @@ from vaelab.loading import load_model
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import MixturePrior, TwoStage
-from vaelab.refit import Fitting, draw_codes, refit
+from vaelab.recipes import recipe
+from vaelab.refit import Fitting, _fit, _score, _train, draw_codes, refit
 from vaelab.runtime import RowNoise, StepNoise
+from vaelab.trainer import build_model
 
 SMALL = {"mixture": specs.Mixture(3, "full"), "flow": specs.FlowPrior(num_transforms=2, hidden_dims=(16,)),
          "two-stage": specs.TwoStage((64, 64))}  # fmt: skip
@@ -381,3 +385,38 @@ def test_a_prior_can_be_fitted_again(refitted, tmp_path, capsys):
     assert "lower bound" in before["protocol"]
     assert np.isfinite(before["value"])
     capsys.readouterr()
+
+
+def test_codes_that_end_a_training_are_not_trained_on_and_steps_have_orders_and_noise_of_their_own():
+    part, trained, held, noise = nn.Linear(1, 1, bias=False), [], [], []
+
+    def bound(z, n):
+        (trained if torch.is_grad_enabled() else held).append(z[:, 0].tolist())
+        if torch.is_grad_enabled():
+            noise.append(float(n.normal("z", (1,))))
+        return part(z)[:, 0]
+
+    _train(part, bound, torch.arange(40.0)[:, None], Fitting(epochs=2, batch_size=9))
+    assert [len(rows) for rows in (held[0], *trained)] == [4, *[9] * 8]
+    first, second = (list(itertools.chain(*trained[i : i + 4])) for i in (0, 4))
+    assert sorted(held[0] + first) == list(range(40))
+    assert first != second
+    assert len(set(noise)) == 8
+
+
+def test_scales_of_a_diagonal_mixture_are_those_of_the_clusters():
+    torch.manual_seed(0)
+    codes = torch.cat([0.5 * torch.randn(300, 2) - 5, 0.5 * torch.randn(300, 2) + 5])
+    run = override(recipe("mlp"), data="digits", prior=specs.Mixture(2), latent_dim=2, encoder_hidden_dims=(8,))
+    part = build_model(run, (1, 8, 8)).prior_part
+    _fit(part, codes, Fitting())
+    torch.testing.assert_close(part.log_scale.exp(), torch.full((2, 2), 0.5), rtol=0.15, atol=0)
+
+
+def test_a_prior_made_of_posteriors_is_scored_as_in_evaluation():
+    """Dropout and batch norm of the encoder that a VampPrior's pseudo-inputs go through."""
+    model = build_model(override(recipe("conv-beta"), data="digits", prior=specs.VampPrior(5)), (1, 8, 8))
+    codes = torch.randn(6, 32)
+    values = [_score(model.train(mode), codes)[0] for mode in (False, True)]
+    np.testing.assert_array_equal(*values)
+    assert model.training

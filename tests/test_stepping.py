@@ -596,3 +596,13 @@ print(sorted({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)))
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_gradients_below_the_clip_norm_stay_as_they_are():
+    ours, theirs = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    theirs.grad = torch.randn(4, generator=torch.Generator().manual_seed(0))
+    options = {"lr": 0.1, "eps": 1.0}  # with a small epsilon Adam's step does not depend on the gradient's size
+    update = AdamUpdate({"all": torch.optim.Adam([ours], **options)}, 1e6)
+    torch.optim.Adam([theirs], **options).step()
+    update({"all": [ours]}, {"all": [theirs.grad]}, [*update.state, *update.numbers()])
+    torch.testing.assert_close(ours, theirs)

@@ -257,3 +257,19 @@ def test_memory_is_bounded(tmp_path):
     done = subprocess.run([sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("MiB")[1]) < 150
+
+
+@pytest.mark.parametrize("x", [np.array([0, 255], np.uint8), np.array([0, 1], np.float32)], ids=["bytes", "floats"])
+def test_streamed_arrays_of_two_values_are_binary_as_in_memory(x, tmp_path, streamed):
+    streamed()
+    images = np.random.default_rng(0).choice(x, (60, 8, 8))
+    for changed, binary in ((images[0, 0, 0], True), (x[1] / 2, False)):
+        images[-1, -1, -1] = changed
+        np.save(tmp_path / f"{binary}.npy", images)
+        assert load(tmp_path / f"{binary}.npy").binary == binary
+
+
+def test_the_channels_asked_for_have_a_file_of_their_own(tmp_path, streamed):
+    streamed()
+    root = folder_of(COLOUR, tmp_path / "x")
+    assert [load(root, reading=Reading(channels=channels)).shape[0] for channels in (3, 1, None)] == [3, 1, 3]

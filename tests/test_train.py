@@ -1,5 +1,6 @@
 """The loop: same seed, same bits; a killed and resumed run is the run that was not killed; bad numbers stop it."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import vaelab as v
+from vaelab import objectives
 from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
@@ -660,3 +662,21 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path, digits):
         assert (folder.path / "history.jsonl").exists() is resume
         fit(run, digits, out=folder.path, resume=resume)
     assert len(folder.history()) == 1
+
+
+def test_a_stopped_run_stays_stopped(digits):
+    run = override(recipe("mlp"), data="digits", compile="off")
+    trainer, other = (Trainer(run, digits, torch.device("cpu")) for _ in range(2))
+    trainer.train_step()
+    trainer.stopped = True
+    other.load_state(trainer.state(), None)
+    assert other.done
+
+
+def test_every_group_is_clipped(digits):
+    run = override(recipe("mlp"), data="digits", batch_size=64, clip_norm=1e-3, compile="off", precision="fp32")
+    run = dataclasses.replace(run, objective=objectives.Factor(critic_dims=(8,)))
+    trainer = Trainer(run, digits, torch.device("cpu"))
+    trainer.train_step()
+    for group in trainer.groups.values():
+        assert torch.stack([p.grad.square().sum() for p in group]).sum().sqrt() < 1.01e-3

@@ -21,6 +21,7 @@ from vaelab import specs
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.evaluate import annealed, classifiers, latents
+from vaelab.evaluate.estimate import evaluating
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms, terms_as_defined
@@ -130,10 +131,11 @@ def examine(
     if model is None:
         return symptoms
     train, validation = _first(data, "train", images), _first(data, "validation", images)
-    distortion, rate = terms_as_defined(model, validation.batches("validation", BATCH))
-    if rate is not None:
-        of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
-        symptoms = replace(symptoms, train=of_train, validation=distortion + rate)
+    with evaluating(model):
+        distortion, rate = terms_as_defined(model, validation.batches("validation", BATCH))
+        if rate is not None:
+            of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
+            symptoms = replace(symptoms, train=of_train, validation=distortion + rate)
     if model.space == "codes":  # no dimension of a code has a rate, and codes are not meant to be uniform
         return symptoms
     codes = latents.encode(model, validation, "validation")

@@ -368,14 +368,17 @@ def _nll_key(s: Subject) -> str:
 
 
 def _ais_key(s: Subject) -> str:
-    a = s.plan.annealing
     images = _images_key(s.plan.split, s.data.protocol, s.images_hash)
-    return f"{images} annealed {a.num_chains} {a.num_distributions} {a.start}"
+    return f"{images} annealed {_annealing_key(s.plan.annealing)}"
 
 
 def _simulated_key(s: Subject) -> str:
-    a = s.plan.annealing
-    return f"simulated {a.num_chains} {a.num_distributions} {a.start}"
+    return f"simulated {_annealing_key(s.plan.annealing)}"
+
+
+def _annealing_key(a: Annealing) -> str:
+    # Ten leapfrog steps are not named: what was kept before others could be asked for is theirs.
+    return f"{a.num_chains} {a.num_distributions} {a.start}" + (f" {a.num_leapfrog}" if a.num_leapfrog != 10 else "")
 
 
 def _images_key(split: str, protocol: str, images_hash: str) -> str:

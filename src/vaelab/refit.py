@@ -148,13 +148,14 @@ def draw_codes(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
 def _score(model: VAE, codes: Tensor) -> tuple[NDArray[np.float64], str]:
     """The log-density (N,) of codes under the prior, in nats, or a lower bound on it, and which."""
     part, words = model.prior_part, "under the prior"
-    if isinstance(part, TwoStage):
-        pieces = [part.log_bound(rows, BOUND_SAMPLES, RowNoise(EVALUATION_SEED, i * BATCH))
-                  for i, rows in enumerate(codes.split(BATCH))]  # fmt: skip
-        words = f"importance-weighted lower bound k={BOUND_SAMPLES}"
-    else:
-        pz = model.prior()
-        pieces = [pz.log_prob(rows) for rows in codes.split(BATCH)]
+    with evaluating(model):  # a VampPrior's codes go through the encoder
+        if isinstance(part, TwoStage):
+            pieces = [part.log_bound(rows, BOUND_SAMPLES, RowNoise(EVALUATION_SEED, i * BATCH))
+                      for i, rows in enumerate(codes.split(BATCH))]  # fmt: skip
+            words = f"importance-weighted lower bound k={BOUND_SAMPLES}"
+        else:
+            pz = model.prior()
+            pieces = [pz.log_prob(rows) for rows in codes.split(BATCH)]
     return torch.cat(pieces).double().numpy(), words
 
 

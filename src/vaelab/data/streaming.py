@@ -53,11 +53,11 @@ def stream_array(
     if not (as_bytes or as_floats):
         return None
     x = to_nchw(array, str(path), image_size, channels)
-    low, high, binary = np.inf, -np.inf, as_bytes
+    low, high, binary = np.inf, -np.inf, True
     for start in range(0, len(x), PIECE):
         piece = x[start : start + PIECE]
         low, high = np.minimum(low, piece.min()), np.maximum(high, piece.max())  # unlike min and max they keep NaN
-        binary = binary and bool(np.isin(piece, (0, 255)).all())
+        binary = binary and bool(np.isin(piece, (0, 255) if as_bytes else (0, 1)).all())
         if not np.isfinite(low + high):
             raise FailureError(f"{path} holds values that are NaN or infinite: clean it first")
     if as_bytes and high <= 1:
