@@ -1,6 +1,7 @@
 """The command line as a user meets it: every wrong input gets one clear line, the right exit code, and harms nothing."""
 
 import errno
+import io
 import os
 import re
 import resource
@@ -434,3 +435,15 @@ def test_a_value_of_the_wrong_kind_is_one_line(command, message, capsys):
     (line,) = found.err.splitlines()
     assert line.startswith(f"vaelab: {message}")
     assert found.out == ""
+
+
+def test_what_a_terminal_cannot_show_costs_a_character_and_not_the_result(monkeypatch):
+    def recipes() -> None:
+        """Say a number."""
+        print("98.2 ± 0.3")
+
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setitem(COMMANDS, "recipes", recipes)
+    assert main(["recipes"]) == 0
+    assert shown.buffer.getvalue().split() == [b"98.2", b"?", b"0.3"]

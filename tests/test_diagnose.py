@@ -5,6 +5,7 @@ What provoked illnesses of real runs look like is measured by benchmarks/doctor.
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -167,6 +168,15 @@ def test_the_command_names_what_is_wrong_with_a_run(run, capsys):
     assert {path.name: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before, (
         "looking changes nothing"
     )
+
+
+def test_missing_weights_are_no_sign_of_health(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "best_model.pth").unlink()
+    assert main(["doctor", str(tmp_path / "run")]) == 1
+    shown = capsys.readouterr()
+    assert "best_model.pth" in shown.err
+    assert "healthy" not in shown.out
 
 
 def test_a_run_that_died_before_it_saved_anything(tmp_path, capsys):

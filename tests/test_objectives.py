@@ -871,9 +871,11 @@ def test_the_compiled_step_of_two_groups_is_the_plain_one(digits):
 @pytest.mark.parametrize("rule", [*RULES, objectives.RAE(gradient_penalty=1e-3), objectives.BalancedELBO()], ids=str)
 def test_a_posteriors_penalty_is_in_every_loss(rule):
     means = means_of(parts_of(rule, vae()))
-    if "penalty" in means:
-        more = {**means, "penalty": means["penalty"] + 3}
-        torch.testing.assert_close(rule.loss(more), rule.loss(means) + 3, rtol=1e-4, atol=1e-3)
+    if rule.word in ("iwae", "piwae", "dreg", "stl", "wake-sleep"):  # which ask for densities of codes that are drawn
+        assert "penalty" not in means
+        return
+    more = {**means, "penalty": means["penalty"] + 3}
+    torch.testing.assert_close(rule.loss(more), rule.loss(means) + 3, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(

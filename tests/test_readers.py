@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaelab.data.readers import as_images, read_array_file, read_folder, read_idx, read_idx_pair
+from vaelab.data.readers import as_images, read_array_file, read_folder, read_idx, read_idx_pair, read_image
 from vaelab.errors import FailureError, UsageError
 
 
@@ -125,6 +125,12 @@ class TestFolder:
     def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
         Image.fromarray(np.array([[0, 257 * 100, 65535]] * 9, np.uint16).repeat(3, 1)).save(tmp_path / "a.png")
         assert sorted(set(read_folder(tmp_path, None, None).x.ravel().tolist())) == [0, 100, 255]
+
+    def test_what_pillow_has_not_implemented_is_no_image(self, tmp_path):
+        header = struct.pack("<4s4I", b"DDS ", 124, 0, 8, 8).ljust(128, b"\0")  # of an unknown kind of pixels
+        (tmp_path / "a.dds").write_bytes(header)
+        with pytest.raises(FailureError, match=r"a.dds is not an image that can be read \(Unknown pixel format"):
+            read_image(tmp_path / "a.dds", None)
 
     def test_floating_point_pixels_are_refused_not_clipped(self, tmp_path):
         Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "a.tiff")

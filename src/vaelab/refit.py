@@ -144,7 +144,6 @@ def draw_codes(model: VAE, data: Dataset, split: str, seed: int) -> Tensor:
     return codes
 
 
-@torch.no_grad()
 def _score(model: VAE, codes: Tensor) -> tuple[NDArray[np.float64], str]:
     """The log-density (N,) of codes under the prior, in nats, or a lower bound on it, and which."""
     part, words = model.prior_part, "under the prior"

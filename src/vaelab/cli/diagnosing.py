@@ -23,8 +23,10 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     from vaelab.loading import data_of, load_model
 
     folder = RunFolder.open(run)
-    model = load_model(run) if (run / "best_model.pth").exists() else None
-    findings = diagnose(examine(folder.run, model, data_of(folder), folder.history(), folder.failure()))
+    failure = folder.failure()
+    # A run that failed may have saved no weights; of another, missing ones are an error and no sign of health.
+    model = load_model(run) if failure is None or (run / "best_model.pth").exists() else None
+    findings = diagnose(examine(folder.run, model, data_of(folder), folder.history(), failure))
     if json:
         print(json_.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
         return

@@ -211,7 +211,9 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uin
     try:
         with Image.open(path) as opened:
             picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError, OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError
+    ) as error:  # fmt: skip
         raise FailureError(f"{path} is not an image that can be read ({error}); remove it or repair it") from error
     if image_size is not None:
         height, width = image_size

@@ -91,18 +91,21 @@ def importance_weights(
     counts = sorted(bounds)
     nll = np.array([-bounds[k].mean() for k in counts])
     size = len(ess)
-    error = np.array([bounds[k].std(ddof=1) / size**0.5 if size > 1 else 0.0 for k in counts])
+    error = np.array([bounds[k].std(ddof=1) / size**0.5 for k in counts]) if size > 1 else None
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot(counts, nll, color=COLOURS[0], marker="o", markersize=4)
-        left.fill_between(counts, nll - 2 * error, nll + 2 * error, color=COLOURS[0], alpha=0.2, linewidth=0,
-                          label="2 standard errors over images")  # fmt: skip
+        if error is not None:
+            left.fill_between(counts, nll - 2 * error, nll + 2 * error, color=COLOURS[0], alpha=0.2, linewidth=0,
+                              label="2 standard errors over images")  # fmt: skip
+            left.legend()
         left.set_xscale("log")
         left.set_xlabel("importance samples $k$")
         left.set_ylabel(r"bound on $-\log p(x)$, nats per image")
-        left.set_title(f"{nll[-1]:.2f} ± {error[-1]:.2f} nats at $k$ = {counts[-1]:,}, {size:,} images")
-        left.legend()
+        spread = "" if error is None else f" ± {error[-1]:.2f}"
+        of = f"{size:,} image{'s' * (size != 1)}"
+        left.set_title(f"{nll[-1]:.2f}{spread} nats at $k$ = {counts[-1]:,}, {of}")
         bins = np.geomspace(1, counts[-1], 31) if counts[-1] > 1 else 10
         right.hist(ess, bins=bins, color=COLOURS[1])
         right.set_xscale("log")
