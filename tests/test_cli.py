@@ -273,10 +273,10 @@ def test_an_output_that_is_taken_is_refused_before_any_work(run, tmp_path, monke
         (["evaluate", "--only", "ebo"], "--only ebo: no such part; did you mean 'elbo'?"),
         (["refit", "--threads", "0"], "--threads 0: must be at least 1"),
         (["refit", "--seed", "-1"], "--seed -1: must be at least 0"),
-        (["sample", "--num", "-1"], "--num -1: must be at least 1"),
+        (["sample", "--num", "-1"], "--num -1: must be from 1 to 10,000"),
         (["animate", "--digits", "1z"], "there is no class 'z'"),
         (["animate", "--frames", "0"], "--frames 0: must be from 1 to 500"),
-        (["reconstruct", "--num", "0"], "--num 0: must be at least 1"),
+        (["reconstruct", "--num", "0"], "--num 0: must be from 1 to 10,000"),
         (["reconstruct", "--images", "nowhere"], "neither a path nor a data set"),
     ],
 )

@@ -220,7 +220,7 @@ def test_grey_and_binary_pixels_have_tables_of_their_own(scored):
     ]  # fmt: skip
     assert found.apart == [
         "a: digits test, grey pixels; dynamic: digits test, dynamic binarization: "
-        "a cross-entropy on grey pixels is no likelihood"
+        "a cross-entropy on pixels that are not binary is no likelihood"
     ]
 
 
@@ -375,7 +375,7 @@ def test_what_is_printed(two, capsys):
     assert "digits test (180 images), grey pixels" in out
     assert "more than 2 standard errors of the difference, sqrt(s1^2 + s2^2)" in out
     assert "overstates the noise of the difference" in out
-    assert "A cross-entropy on grey pixels is no likelihood." in out
+    assert "A cross-entropy on pixels that are not binary is no likelihood." in out
     assert out.splitlines()[-1] == "compare-a-b.png"
     with Image.open("compare-a-b.png") as picture:
         picture.verify()

@@ -115,7 +115,7 @@ def test_it_says_the_numbers_that_were_measured(run, read):
 
 def test_it_says_what_was_trained_and_how(run, read):
     text = " ".join(" ".join(read.text).split())
-    assert "mlp on digits: 1,437 grey images of 28×28 (grey)" in text
+    assert "mlp on digits: 1,437 grey images of 28×28, " in text
     assert "vaelab train mlp --data digits --beta 0.5 --epochs 3 --batch-size 32 --out 'a <b> & c'" in text
     resolved = RunFolder.open(run).config()["resolved"]
     assert resolved["machine"] in text

@@ -19,13 +19,12 @@ from vaelab.config import Run, flat, slots_with_choice
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
+from vaelab.labels import pixels
 from vaelab.loading import load_model
 from vaelab.measure import FORMAT
 from vaelab.models import VAE
 
-PIXELS = {"grey": "grey pixels", "dynamic": "dynamic binarization", "static": "static binarization",
-          "threshold": "threshold binarization"}  # fmt: skip
-CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on grey pixels says of itself
+CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on other than binary pixels says of itself
 
 _LOWER = ("negative_elbo", "distortion", "objective", "bits_per_dim", "nll_ais", "frechet", "mse")
 _HIGHER = ("psnr", "ssim", "precision", "recall", "linear_probe", "knn_probe")
@@ -48,7 +47,7 @@ class Place:
         scores: the estimates by their metric's name.
         images: the hash of the images as they were scored.
         fitted: the hash of the training images that probes were fitted on.
-        floor: what a cross-entropy on grey pixels cannot go below, in nats; None of a likelihood.
+        floor: what a cross-entropy on pixels that are not binary cannot go below, in nats; None of a likelihood.
     """
 
     scores: dict[str, Estimate]
@@ -298,9 +297,9 @@ def _tables(runs: Sequence[Measured], data: str, split: str, protocol: str) -> l
             members = [run for run in same if run.name in names]
             own = [row for row in rows if row.cells.keys() <= names]
             binary = any(", binary pixels" in row.protocol for row in own)
-            pixels = "binary pixels" if binary else PIXELS.get(protocol, protocol)
+            words = "binary pixels" if binary else pixels(protocol, members[0].record["shape"][0])
             notes = _notes(own, {floor for run in members if (floor := run.places[place].floor) is not None})
-            found.append(Table(data, split, protocol, pixels, members[0].record[split], sha256,
+            found.append(Table(data, split, protocol, words, members[0].record[split], sha256,
                                [run.name for run in members], own, notes))  # fmt: skip
     return found
 
@@ -381,7 +380,7 @@ def _notes(rows: Sequence[Row], floors: set[float]) -> list[Note]:
         notes.append(Note([], f"IWAE bounds with other k are other bounds: {said}; only equal k share a row."))
     if any(CAVEAT in row.protocol for row in rows):
         least = f", and cannot go below {min(floors):.2f} nats here" if len(floors) == 1 else ""
-        notes.append(Note([], f"A cross-entropy on grey pixels is no likelihood{least}."))
+        notes.append(Note([], f"A cross-entropy on pixels that are not binary is no likelihood{least}."))
     return notes
 
 
@@ -408,7 +407,8 @@ def _why(one: Table, other: Table) -> str:
     reason = [
         "different data sets",
         "different images",
-        "a cross-entropy on grey pixels is no likelihood" if cross_entropy else "other pixels are other data",
+        "a cross-entropy on pixels that are not binary is no likelihood" if cross_entropy
+        else "other pixels are other data",
         f"scored on different images: {one.split}_sha256 differ ({one.sha256[:8]}, {other.sha256[:8]})",
         "no number of the same protocol in common",
     ][depth]  # fmt: skip

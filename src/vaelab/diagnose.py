@@ -347,7 +347,8 @@ def _undertrained(s: Symptoms) -> Finding | None:
     if fall <= STILL_FALLING:
         return None
     how = "there is but one epoch to judge by" if start is None else (
-        f"the validation loss still fell by {fall:.1%} in the last {'epoch' if back == 1 else f'{back} epochs'}"
+        f"the validation loss still fell by {start - losses[-1]:.2f} nats, to {losses[-1]:.2f}, "
+        f"in the last {'epoch' if back == 1 else f'{back} epochs'}"
     )  # fmt: skip
     return Finding("under-training", how, "more --epochs (twice as many), or a larger --learning-rate")
 

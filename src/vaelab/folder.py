@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 import subprocess
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
+from vaelab.data.sources import NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.specs import WarmupCosine
 
@@ -151,12 +153,32 @@ class RunFolder:
         for name, leaf in flat(run).items():
             kept, wanted = before[name].value, leaf.value
             longer = name == "epochs" and wanted > kept
-            if wanted == kept or name in MACHINE_SETTINGS or (longer and not spread):
+            moved = name == "data" and kept not in NAMED and wanted not in NAMED  # whether they are the same is hashed
+            if wanted == kept or name in MACHINE_SETTINGS or (longer and not spread) or moved:
                 continue
             flag = "--" + name.replace("_", "-")
             why = " (the schedule is spread over the epochs, so more of them would be another run)" if longer else ""
             raise UsageError(f"{flag} {wanted} differs from the {kept} of the run in {self.path}: leave it out{why}")
+        self.require_path_of_data(run)
         return run
+
+    def require_path_of_data(self, run: Run) -> None:
+        """Refuse to go on without data of one's own that have been moved.
+
+        Args:
+            run: the run in this folder, or one that goes on with it.
+
+        Raises:
+            UsageError: naming where they were, and what to do.
+        """
+        content, source = self.config(), run.data.source
+        if source != content["run"]["data"]["source"] or source in NAMED or Path(source).expanduser().exists():
+            return
+        remedy = "put them, or a link to them, there"
+        if "refit" not in content:
+            words = ["vaelab", "train", run.recipe, "--out", str(self.path), "--resume", "--data"]
+            remedy += f", or name their new place by {shlex.join(words)} PATH"
+        raise UsageError(f"the data of the run in {self.path} are no longer at {source}: {remedy}")
 
     # history
 

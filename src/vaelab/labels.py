@@ -45,6 +45,21 @@ LABELS = {
 }
 
 
+def readable(name: str) -> str:
+    r"""A file's name as text that can be written everywhere: bytes of it that are no UTF-8 as in ``caf\xe9``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def pixels(protocol: str, channels: int) -> str:
+    """What was done to the pixels, in words; images of one channel are grey, of others in colour."""
+    return {
+        "grey": "grey pixels" if channels == 1 else "colour pixels",
+        "dynamic": "dynamic binarization",
+        "static": "static binarization",
+        "threshold": "threshold binarization",
+    }[protocol]
+
+
 def label(key: str, beta: float | None) -> str:
     """A metric's name in words; beta is that of the objective, or None where it is none's in particular."""
     stem, _, number = key.rpartition("_")
@@ -77,13 +92,19 @@ def rows_of(metrics: Mapping[str, Any], beta: float) -> dict[str, Row]:
     return found
 
 
+def title(data: Mapping[str, Any], split: str, protocol: str, found: Mapping[str, Any]) -> str:
+    """Which images a table is of: data set, split, how many, and what was done to their pixels."""
+    words = found.get("about", {}).get("pixels") or pixels(protocol, data["shape"][0])
+    return f"{data['data']} {split} ({data[split]:,} images), {words}"
+
+
 def notes(found: dict[str, Any]) -> list[str]:
     """What must be said beside the numbers."""
     said: list[str] = []
     floor = found.get("about", {}).get("cross_entropy_floor")
     if floor is not None:
-        said.append(f"Cross-entropy on grey pixels is no likelihood, and cannot go below {floor:.2f} nats here "
-                     "(the mean entropy of the pixels).")  # fmt: skip
+        said.append("Cross-entropy on pixels that are not binary is no likelihood, and cannot go below "
+                    f"{floor:.2f} nats here (the mean entropy of the pixels).")  # fmt: skip
     said += found.get("about", {}).get("left_out", [])
     information = found["metrics"].get("mutual_information")
     if information is not None:

@@ -36,7 +36,7 @@ def require_same_data(folder: RunFolder, data: Dataset) -> None:
     """
     recorded = folder.config()["data"]
     for key, value in data.record().items():
-        if recorded.get(key) != value:
+        if recorded.get(key) != value and key != "data":  # a folder may have been renamed: its images are what counts
             was = f"{key} was {recorded.get(key)}, is {value}"
             raise FailureError(f"the data have changed since the run in {folder.path} began: {was}")
 
@@ -45,8 +45,10 @@ def data_of(folder: RunFolder) -> Dataset:
     """The data of the run in this folder, checked to be those that it was trained on.
 
     Raises:
+        UsageError: if they are not where they were.
         FailureError: naming the first thing that differs.
     """
+    folder.require_path_of_data(folder.run)
     data = load_data(folder.run)
     require_same_data(folder, data)
     return data

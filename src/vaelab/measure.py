@@ -143,7 +143,8 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
         for subject, part in jobs:
             bar.begin(_title(subject, part))
             found = MEASURES[part](subject)
-            found["about"] = {**found.get("about", {}), "images_sha256": subject.images_hash,
+            found["about"] = {**found.get("about", {}), "pixels": subject.data.pixels,
+                              "images_sha256": subject.images_hash,
                               "train_sha256": subject.data.sha256("train")}  # fmt: skip
             place = content["splits"].setdefault(plan.split, {}).setdefault(subject.data.protocol, {})
             if part == "elbo":  # of pixels that were not taken for binary before, and are now

@@ -7,7 +7,7 @@ something are drawn from here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger("vaelab")
 
 PI = "314159265358979"  # 15 digits: long enough to feel like pi, short enough to watch
 ROWS = 10  # of traversals
+NAMED = 20  # classes in a message
 PROGRESS = "progress"  # the folder of a run's pictures of its training
 TRAINING_FPS = 8
 
@@ -138,18 +139,35 @@ def progress(scene: Scene) -> Content:
 # --- films ----------------------------------------------------------------------------------------------------------
 
 
-def digits(model: VAE, data: Dataset, names: str, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
+def classes_to_pass(data: Dataset, text: str | None) -> list[str]:
+    """The classes that an animation passes through, in order.
+
+    Args:
+        data: a data set with classes.
+        text: names with commas between them, or names of one character each in a row (``314``); None: 1 and 9, or the
+            first two that there are validation images of.
+    """
+    if text is None:
+        y = data.validation.y
+        held = [] if y is None or data.classes is None else [data.classes[number] for number in y.unique().tolist()]
+        return ["1", "9"] if {"1", "9"} <= set(held) else held[:2]
+    return [name.strip() for name in text.split(",")] if "," in text else list(text)
+
+
+def digits(
+    model: VAE, data: Dataset, names: Sequence[str], *, frames: int = 16, hold: int = 6, way: Way = "linear"
+) -> Tensor:
     """Frames (F, C, H, W) that move through the codes of real validation images, in the order of ``names``.
 
-    Each digit is one image's code (the most typical of its class); a digit that comes again is another image of its
-    class, so that the walk does not stand still.
+    Each step is one image's code (the most typical of its class); a class that comes again is another image of it, so
+    that the walk does not stand still.
 
     Args:
         model: the model.
         data: a data set with classes.
-        names: of classes, one character each.
-        frames: frames from one digit to the next.
-        hold: frames of rest on each digit.
+        names: of classes; a string is one of a character each.
+        frames: frames from one class to the next.
+        hold: frames of rest on each.
         way: along straight lines or great circles.
 
     Raises:
@@ -157,22 +175,24 @@ def digits(model: VAE, data: Dataset, names: str, *, frames: int = 16, hold: int
     """
     split = data.validation
     if split.y is None or not data.classes:
-        raise UsageError(f"{data.name} has no classes: an animation moves between classes of images")
-    unknown = [digit for digit in names if digit not in data.classes]
+        raise UsageError(f"{data.name} has no classes to move between: move through its images with --of images")
+    unknown = [name for name in names if name not in data.classes]
     if unknown or len(names) < 2:
-        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{names!r} is too short"
-        raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(data.classes)}")
+        wrong = f"there is no class {unknown[0]!r}" if unknown else f"{', '.join(names)!r} is too short"
+        known = [*data.classes[:NAMED], *["..."] * (len(data.classes) > NAMED)]
+        between = "" if all(len(name) == 1 for name in data.classes) else " (names with commas between)"
+        raise UsageError(f"{wrong}: an animation passes through two or more of {', '.join(known)}{between}")
     require_real(model, "an animation")
     codes = codes_of(model, split)
     labels = split.y.cpu().numpy()
     seen: dict[str, int] = {}
     path: list[Any] = []
-    for digit in names:
-        rows = typical_rows(codes, labels, data.classes.index(digit))
+    for name in names:
+        rows = typical_rows(codes, labels, data.classes.index(name))
         if len(rows) == 0:
-            raise UsageError(f"the validation split has no image of class {digit!r}")
-        path.append(codes[rows[seen.get(digit, 0) % len(rows)]])
-        seen[digit] = seen.get(digit, 0) + 1
+            raise UsageError(f"the validation split has no image of class {name!r}")
+        path.append(codes[rows[seen.get(name, 0) % len(rows)]])
+        seen[name] = seen.get(name, 0) + 1
     return figures.walk(model, torch.from_numpy(np.stack(path)), frames=frames, hold=hold, way=way)
 
 

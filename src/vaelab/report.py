@@ -25,7 +25,7 @@ from vaelab.config import Run, flat, override, slots_with_choice
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
-from vaelab.labels import Row, cost, duration, notes, rows_of
+from vaelab.labels import Row, cost, duration, notes, pixels, rows_of, title
 from vaelab.loading import data_of
 from vaelab.measure import FORMAT, Plan, measure
 from vaelab.progress import Bar
@@ -307,8 +307,8 @@ def _tables(facts: Facts) -> list[Table]:
     data, beta = facts.metrics["data"], facts.metrics["beta"]
     for split, protocols in facts.metrics["splits"].items():
         for protocol, found in protocols.items():
-            title = f"{data['data']} {split}, {data[split]:,} images, {protocol}"
-            made.append(Table(title, list(rows_of(found["metrics"], beta).values()), notes(found)))
+            rows = list(rows_of(found["metrics"], beta).values())
+            made.append(Table(title(data, split, protocol, found), rows, notes(found)))
     return made
 
 
@@ -344,8 +344,9 @@ def _summary(facts: Facts) -> str:
     seconds = sum(record.get("seconds", 0.0) for record in facts.history)
     epochs = f"{len(facts.history)} epochs" if len(facts.history) != 1 else "1 epoch"
     best = "" if facts.scene is None else f"; the weights are those of epoch {facts.scene.epoch}"
-    return (f"{facts.run.recipe} on {data['data']}: {data['train']:,} {kind} images of {height}×{width} "
-            f"({data['protocol']}), {resolved['parameters']:,} parameters, {epochs} in {duration(seconds)} on "
+    done = "" if data["protocol"] == "grey" else f" ({pixels(data['protocol'], channels)})"
+    return (f"{facts.run.recipe} on {data['data']}: {data['train']:,} {kind} images of {height}×{width}{done}, "
+            f"{resolved['parameters']:,} parameters, {epochs} in {duration(seconds)} on "
             f"{resolved['machine']}{best}.")  # fmt: skip
 
 

@@ -42,6 +42,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 
 
 STEPS = 64  # whose seeds are hashed together
+MOST_THREADS = 1024  # where more cannot be started, OpenMP ends the process without a word
 
 
 @functools.lru_cache(maxsize=64)
@@ -332,7 +333,13 @@ def _flush_denormals(on: bool) -> None:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Generator[int]:
-    """Compute with ``count`` CPU threads inside the block (None: leave as is), then restore what was set."""
+    """Compute with ``count`` CPU threads inside the block (None: leave as is), then restore what was set.
+
+    Raises:
+        UsageError: if there are more than ``MOST_THREADS``.
+    """
+    if count is not None and count > MOST_THREADS:
+        raise UsageError(f"--threads {count}: must be at most {MOST_THREADS}, and is best at most {os.cpu_count()}")
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

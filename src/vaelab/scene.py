@@ -143,6 +143,8 @@ def require_real(model: VAE, what: str) -> None:
 def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:
     """The rows of a class, the closest to its mean first."""
     rows = np.flatnonzero(y == label)
+    if len(rows) == 0:
+        return rows
     return rows[((means[rows] - means[rows].mean(0)) ** 2).sum(1).argsort(kind="stable")]
 
 

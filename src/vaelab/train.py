@@ -172,7 +172,8 @@ def _train(
         if folder is None or isinstance(error, InterruptedRun):
             raise
         saved = folder.load_last()
-        nothing = "no checkpoint had been saved yet: give a new try another --out"
+        again = "give a new try another --out" if isinstance(error, NotFiniteError) else "--resume starts it anew"
+        nothing = f"no checkpoint had been saved yet: {again}"
         kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else nothing
         if isinstance(error, NotFiniteError):
             folder.write_failure(error, None if saved is None else saved["step"])

@@ -29,7 +29,7 @@ from vaelab.evaluate.undefined import why_no_bound
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
-from vaelab.labels import duration
+from vaelab.labels import duration, readable
 from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
@@ -288,7 +288,7 @@ class _Pool:
             RunFolder(self.grid.path(point)).sweep()  # of half-written files, where train wants an empty folder
         command = self.grid.command(point, stage)
         with self.grid.log(point).open("ab") as log:
-            log.write(f"$ vaelab {shlex.join(command)}\n".encode())
+            log.write(readable(f"$ vaelab {shlex.join(command)}\n").encode())
             log.flush()
             process = subprocess.Popen(  # noqa: S603 - vaelab itself
                 [sys.executable, "-m", "vaelab", *command],

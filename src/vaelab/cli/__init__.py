@@ -75,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _complain("not enough memory: a smaller network, --batch-size or --image-size needs less", 1)
     except OSError as error:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
 
@@ -116,6 +120,12 @@ def _print_help() -> None:
         table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
     console.print(table)
     console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be had; on the CPU torch says so in words alone."""
+    named = type(error).__name__ == "OutOfMemoryError"  # of torch, which is loaded only when a command works
+    return isinstance(error, MemoryError) or named or "DefaultCPUAllocator" in str(error)
 
 
 def _complain(error: object, code: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,11 +81,12 @@ def _plain(text: str) -> str:
     return re.sub(r"is not INT", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
 
 
-def at_least(least: int, **numbers: int | None) -> None:
-    """Raise for a flag whose number is less than ``least``; None is one that was not given."""
+def at_least(least: int, *, most: float = math.inf, **numbers: int | None) -> None:
+    """Raise for a flag whose number is less than ``least`` or more than ``most``; None is one that was not given."""
     for name, number in numbers.items():
-        if number is not None and number < least:
-            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least {least}")
+        if number is not None and not least <= number <= most:
+            must = f"at least {least}" if most == math.inf else f"from {least} to {most:,}"
+            raise UsageError(f"--{name.replace('_', '-')} {number}: must be {must}")
 
 
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:

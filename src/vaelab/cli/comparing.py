@@ -17,7 +17,7 @@ from rich.table import Table as Printed
 from tyro.conf import Positional
 
 from vaelab.errors import UsageError
-from vaelab.labels import label
+from vaelab.labels import label, pixels
 
 if TYPE_CHECKING:
     from vaelab.comparison import Comparison, Measured, Row, Table
@@ -64,13 +64,11 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
 
 def _curves(runs: Sequence[Measured]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
     """The histories of runs by name, in a panel, with a title, for each set that was validated on the same images."""
-    from vaelab.comparison import PIXELS
-
     panels: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         data, protocol = run.record["data"], run.record["protocol"]
         kind = ", as densities" if run.is_real else ""
-        key = (f"{data}, {PIXELS.get(protocol, protocol)}{kind}", run.record["validation_sha256"][:8])
+        key = (f"{data}, {pixels(protocol, run.record['shape'][0])}{kind}", run.record["validation_sha256"][:8])
         panels.setdefault(key, {})[run.name] = run.history
     titles = [title for title, *_ in panels]
     return [(f"{title}, images {sha256}" if titles.count(title) > 1 else title, histories)

@@ -8,6 +8,7 @@ import json as json_
 from rich.console import Console
 
 from vaelab.cli.common import RunPath
+from vaelab.errors import FailureError
 
 
 def doctor(run: RunPath, /, json: bool = False) -> None:
@@ -26,7 +27,10 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     failure = folder.failure()
     # A run that failed may have saved no weights; of another, missing ones are an error and no sign of health.
     model = load_model(run) if failure is None or (run / "best_model.pth").exists() else None
-    findings = diagnose(examine(folder.run, model, data_of(folder), folder.history(), failure))
+    history = folder.history()
+    if failure is None and not history:
+        raise FailureError(f"{run} has lost its history.jsonl: train it again for a verdict")
+    findings = diagnose(examine(folder.run, model, data_of(folder), history, failure))
     if json:
         print(json_.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
         return

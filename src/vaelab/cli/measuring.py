@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vaelab.cli.common import RunPath, at_least
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.labels import notes, rows_of
+from vaelab.labels import notes, rows_of, title
 
 if TYPE_CHECKING:
     from vaelab.measure import Plan
@@ -110,9 +110,8 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
     for protocol, found in content["splits"][plan.split].items():
         if plan.protocols and protocol not in plan.protocols:
             continue
-        size = content["data"][plan.split]
-        title = f"{name}: {content['data']['data']} {plan.split} ({size:,} images), {protocol}"
-        table = Table(box=None, title=title, title_justify="left", title_style="bold")
+        heading = f"{name}: {title(content['data'], plan.split, protocol, found)}"
+        table = Table(box=None, title=heading, title_justify="left", title_style="bold")
         for column in ("", "value", "s.e.", "unit", "n"):
             table.add_column(column, justify="left" if column in ("", "unit") else "right")
         for row in rows_of(found["metrics"], content["beta"]).values():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vaelab import __version__
 from vaelab.cli.common import RunPath, opened, write
 from vaelab.errors import UsageError
+from vaelab.labels import readable
 
 
 def export(
@@ -87,8 +88,7 @@ def report(run: RunPath, /, out: Path | None = None) -> None:
     if target.suffix != ".html":
         raise UsageError(f"--out {target}: a report is an .html file")
     facts = reporting.gather(run, Bar())
-    page = reporting.html(facts).encode()
-    write(target, page)
+    write(target, readable(reporting.html(facts)).encode())
     card = target.with_name("MODEL_CARD.md" if out is None else f"{target.stem}.md")
-    write_bytes(card, reporting.card(facts).encode())
+    write_bytes(card, readable(reporting.card(facts)).encode())
     print(card)

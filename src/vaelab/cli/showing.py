@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vaelab.scene import Scene
 
+MOST_IMAGES = 10_000  # in one picture
 Theme = Literal["light", "dark"]
 Way = Literal["linear", "spherical"]
 How = Literal["auto", "own", "pca", "tsne", "umap"]
@@ -34,7 +35,7 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
     from vaelab import figures, media
     from vaelab.loading import load_model
 
-    at_least(1, num=num)
+    at_least(1, most=MOST_IMAGES, num=num)
     target = target_file(run, out, f"sample-seed{seed}.png")
     with figures.theme(theme):
         figure = figures.samples(
@@ -66,7 +67,7 @@ def reconstruct(
     from vaelab.folder import RunFolder
     from vaelab.loading import load_model
 
-    at_least(1, num=num)
+    at_least(1, most=MOST_IMAGES, num=num)
     if images is not None and split is not None:
         raise UsageError(f"--split {split} takes the run's own images, and --images brings others: leave one out")
     what = (split or "test") if images is None else Path(images).stem
@@ -217,13 +218,14 @@ def animate(
     """Move through latent space, from class to class, image to image or along each dimension, or watch the training.
 
     Args:
-        digits: the classes to pass through, in order (default: 19); the walk returns to the first.
+        digits: the classes to pass through, in order, the walk returns to the first: 314, or names with commas between,
+            cat,dog (default: 1 and 9, or the first two).
         of: classes: through codes of real images of those classes; images: through typical ones, where there are no
             classes; traversal: along each of the most telling dimensions; training: the epochs, where the recipe drew
             them.
         frames: frames from one to the next.
         way: along straight lines or great circles.
-        out: the GIF or MP4 to write; default: RUN/animate-DIGITS.gif, animate-images.gif and so on.
+        out: the GIF or MP4 to write; default: RUN/animate-19.gif, animate-images.gif and so on.
     """
     from vaelab import media, pictures
     from vaelab.scene import scene_of
@@ -232,8 +234,7 @@ def animate(
         raise UsageError(f"--frames {frames}: must be from 1 to 500")
     if digits is not None and of != "classes":
         raise UsageError(f"--digits {digits} names classes, and --of {of} passes through none: leave one out")
-    classes = "19" if digits is None else digits
-    target = target_file(run, out, f"animate-{classes if of == 'classes' else of}.gif")
+    target = target_file(run, out, f"animate-{of}.gif")
     if target.suffix not in media.FILMS:
         raise UsageError(f"--out {target}: a film is a .gif or a .mp4")
     if of == "training":
@@ -241,12 +242,20 @@ def animate(
         return
     if of == "classes":
         _, model, data = opened(run)
-        film: Tensor = pictures.digits(model, data, classes, frames=frames, way=way)
+        names = pictures.classes_to_pass(data, digits)
+        film: Tensor = pictures.digits(model, data, names, frames=frames, way=way)
+        target = out or run / _file_of(names)
     else:
         scene = scene_of(run)
         film = (pictures.wandering(scene, frames=frames, way=way) if of == "images"
                 else pictures.swinging(scene, frames=frames))  # fmt: skip
     write(target, media.encode(film, target.suffix))
+
+
+def _file_of(classes: Sequence[str]) -> str:
+    """What a film through these classes is called: all of them, as long as a file system takes the name."""
+    joined = ("" if all(len(name) == 1 for name in classes) else "-").join(classes)
+    return f"animate-{joined if len(joined.encode()) <= 100 else 'classes'}.gif"
 
 
 def _codes(scene: Scene, rows: Sequence[int], flag: str) -> Tensor:

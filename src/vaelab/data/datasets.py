@@ -24,6 +24,7 @@ from torch import Tensor
 from vaelab.config import Data
 from vaelab.data.sources import Factors, Pool, Reading, find
 from vaelab.errors import UsageError, did_you_mean
+from vaelab.labels import pixels
 from vaelab.models import Batch
 from vaelab.runtime import Noise, RowNoise
 from vaelab.specs import Shape
@@ -141,12 +142,9 @@ class Dataset:
     @property
     def pixels(self) -> str:
         """What was done to the pixels, in the words of a protocol."""
-        return {
-            "grey": "binary pixels" if self.binary else "grey pixels",
-            "dynamic": "dynamic binarization (fixed draw)",
-            "static": "static binarization",
-            "threshold": "threshold binarization",
-        }[self.protocol]
+        if self.binary and self.protocol == "grey":
+            return "binary pixels"
+        return pixels(self.protocol, self.shape[0]) + " (fixed draw)" * (self.protocol == "dynamic")
 
     def split(self, name: str) -> Split:
         """The split of this name.

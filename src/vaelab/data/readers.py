@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vaelab.errors import FailureError, UsageError
+from vaelab.labels import readable
 
 Range = Literal["auto", "unit", "byte", "symmetric"]
 
@@ -186,6 +187,9 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     """The files of a folder; if it has sub-folders, the numbers of their classes and the classes' names, else None."""
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     folders = [path for path in visible if path.is_dir()]
+    for folder in folders:
+        if root.resolve().is_relative_to(folder.resolve()):
+            raise FailureError(f"{folder} is a link to a folder that {root} is in: its images would count twice")
     if folders and len(folders) < len(visible):
         stray = next(path for path in visible if not path.is_dir())
         raise FailureError(f"{root} mixes files ({stray.name}) with sub-folders ({folders[0].name}): use one or other")
@@ -203,7 +207,7 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     if not folders:
         return files, None, None
     y = np.repeat(np.arange(len(folders), dtype=np.int64), [len(part) for part in in_classes])
-    return files, y, tuple(folder.name for folder in folders)
+    return files, y, tuple(readable(folder.name) for folder in folders)
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:

@@ -33,6 +33,7 @@ from vaelab.data.sprites import factors as sprite_factors
 from vaelab.data.sprites import images as sprite_images
 from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
+from vaelab.labels import readable
 
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -80,10 +81,10 @@ def find(source: str, reading: Reading) -> Pool:
     if path.is_dir() and (found := _idx_files(path)):
         if reading != Reading():
             raise UsageError("idx files say themselves what they hold: leave out --image-size, --channels and --range")
-        return _idx_pool(path.name, found)
+        return _idx_pool(readable(path.name), found)
     if path.is_dir():
         streamed = stream_folder(path, reading.image_size, reading.channels, _cache("images"))
-        return Pool(path.name, streamed or read_folder(path, reading.image_size, reading.channels))
+        return Pool(readable(path.name), streamed or read_folder(path, reading.image_size, reading.channels))
     if path.suffix in (".npy", ".npz"):
         return _array_pool(path, reading)
     raise UsageError(f"--data {source}: give a folder of images, a .npy or .npz file, or a folder of idx files")
@@ -199,7 +200,7 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
     if path.suffix == ".npy":
         streamed = stream_array(path, reading.image_size, reading.channels, reading.value_range)
         if streamed is not None:
-            return Pool(path.stem, streamed)
+            return Pool(readable(path.stem), streamed)
     arrays = read_array_file(path)
 
     def images(key: str, labels: str) -> Images:
@@ -215,8 +216,8 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
 
     if {"x_train", "x_test"} <= arrays.keys():
         train, test = images("x_train", "y_train"), images("x_test", "y_test")
-        return _same_shape(Pool(path.stem, train, test))
+        return _same_shape(Pool(readable(path.stem), train, test))
     key = "x" if "x" in arrays else next((k for k in arrays if len(arrays) == 1), None)
     if key is None:
         raise UsageError(f"{path} holds {', '.join(sorted(arrays))}: name the images x (and y), or x_train and x_test")
-    return Pool(path.stem, images(key, "y"))
+    return Pool(readable(path.stem), images(key, "y"))

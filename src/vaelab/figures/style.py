@@ -18,6 +18,8 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaelab.labels import readable
+
 Theme = Literal["light", "dark", "page"]
 
 # Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
@@ -55,8 +57,8 @@ def theme(name: Theme) -> Generator[None]:
 
 
 def plain(text: str) -> str:
-    """Text that is no mathematics, whatever dollar signs it has."""
-    return text.replace("$", r"\$")
+    """Text that is no mathematics, whatever dollar signs it has, and can be written whatever a folder is called."""
+    return readable(text).replace("$", r"\$")
 
 
 def halo(width: float = 2.5) -> list[withStroke]:

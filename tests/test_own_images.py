@@ -1,0 +1,142 @@
+"""A user's own images: in colour, in folders whose names are not UTF-8, and moved after the training."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vaelab
+from vaelab import pictures
+from vaelab.cli import main
+from vaelab.errors import FailureError
+from vaelab.labels import readable
+from vaelab.scene import typical_rows
+
+CAFE = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives hold
+
+
+def album(root: Path, classes: list[str], each: int = 40) -> Path:
+    """A folder of colour images of 12 x 10, in classes."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (each, 12, 10, 3), np.uint8)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("own")
+    out = root / CAFE / "run"
+    data = album(root / f"my {CAFE}", [CAFE, "red wine", "tea"])
+    assert main(["train", "mlp-2d", "--data", str(data), "--epochs", "1", "--threads", "1", "--out", str(out)]) == 0
+    return out
+
+
+def error_of(capsys) -> str:
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+def test_names_that_are_no_utf8_are_written_readably(run):
+    data = vaelab.load(str(run.parents[1] / f"my {CAFE}"))
+    assert data.name == r"my caf\xe9"
+    assert data.classes == (r"caf\xe9", "red wine", "tea")
+    assert readable("café ±") == "café ±"
+    assert main(["draw", str(run), "latent", "samples"]) == 0
+    assert main(["sample", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    for page in ("report.html", "MODEL_CARD.md"):
+        assert r"my caf\xe9" in (run / page).read_text()
+
+
+def test_colour_images_are_not_called_grey(run, capsys):
+    data = vaelab.load(str(run.parents[1] / f"my {CAFE}"))
+    assert data.pixels == "colour pixels"
+    assert main(["evaluate", str(run), "--only", "elbo"]) == 0
+    assert r"my caf\xe9 test (12 images), colour pixels" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((run / "metrics.json").read_text())["splits"]["test"]["grey"]
+    assert found["about"]["pixels"] == "colour pixels"
+    assert "colour pixels" in found["metrics"]["negative_elbo"]["protocol"]
+    shutil.copytree(run, run.with_name("again"))
+    assert main(["compare", str(run), str(run.with_name("again")), "--out", str(run / "c.png")]) == 0
+    assert "colour pixels" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "colour images of 12×10, " in text
+    assert "grey pixels" not in text
+
+
+def test_a_film_passes_through_classes_by_their_names(run, capsys):
+    assert main(["animate", str(run), "--frames", "1"]) == 0
+    assert main(["animate", str(run), "--frames", "1", "--digits", "tea, red wine"]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == [r"animate-caf\xe9-red wine.gif", "animate-tea-red wine.gif"]
+    assert main(["animate", str(run), "--digits", "tea"]) == 2
+    assert r"there is no class 't': an animation passes through two or more of caf\xe9, red wine, tea (names with " in (
+        error_of(capsys)
+    )
+    assert len(typical_rows(np.zeros((3, 2), np.float32), np.array([0, 0, 1]), 2)) == 0
+    digits = vaelab.load("digits")
+    assert pictures.classes_to_pass(digits, None) == ["1", "9"]
+    assert pictures.classes_to_pass(digits, "314") == ["3", "1", "4"]
+
+
+def test_data_that_were_moved_can_be_named_anew(run, tmp_path, capsys):
+    data = album(tmp_path / "before", ["a", "b"])
+    out = tmp_path / "run"
+    train = ["train", "mlp", "--epochs", "1", "--threads", "1", "--out", str(out)]
+    assert main([*train, "--data", str(data)]) == 0
+    data.rename(tmp_path / "after")
+    for command in (["doctor", str(out)], ["train", "mlp", "--out", str(out), "--resume"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert f"are no longer at {data}: put them, or a link to them, there, or name their new place by" in (
+            error_of(capsys)
+        )
+    resume = ["train", "mlp", "--out", str(out), "--resume", "--data"]
+    assert main([*resume, str(album(tmp_path / "others", ["b", "a", "c"]))]) == 1
+    assert "the data have changed since" in error_of(capsys)
+    assert main([*resume, str(tmp_path / "after")]) == 0
+    assert main(["doctor", str(out)]) == 0
+
+
+def test_a_link_to_a_parent_does_not_count_images_twice(tmp_path):
+    root = album(tmp_path / "images", ["a", "b"], each=4)
+    (root / "c").symlink_to(tmp_path)
+    with pytest.raises(FailureError, match=r"c is a link to a folder that .*images is in"):
+        vaelab.load(str(root))
+
+
+def test_a_run_that_has_lost_its_history_is_not_called_healthy(run, tmp_path, capsys):
+    history = (run / "history.jsonl").rename(tmp_path / "history.jsonl")
+    assert main(["doctor", str(run)]) == 1
+    assert "has lost its history.jsonl" in error_of(capsys)
+    history.rename(run / "history.jsonl")
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    MemoryError(),
+])  # fmt: skip
+def test_too_little_memory_is_one_line(run, error, monkeypatch, capsys):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr("vaelab.figures.samples", fails)
+    assert main(["sample", str(run), "--num", "3"]) == 1
+    assert error_of(capsys).startswith("vaelab: not enough memory: a smaller network")
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(run, monkeypatch):
+    monkeypatch.setattr("vaelab.figures.samples", lambda *args, **options: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        main(["sample", str(run)])
