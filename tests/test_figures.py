@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,3 +188,58 @@ class TestAnimation:
         np.save(tmp_path / "a.npy", np.random.default_rng(0).random((40, 28, 28)))
         with pytest.raises(UsageError, match="has no classes"):
             pictures.digits(wide, vaelab.load(str(tmp_path / "a.npy")), "19")
+
+
+def test_points_of_few_images_are_large_enough_to_see():
+    sizes = []
+    for count in (60, 1000, 5000):
+        [points] = figures.latent_map(np.zeros((count, 2), np.float32)).axes[0].collections
+        sizes += points.get_sizes().tolist()
+    assert sizes == [40, 20, 4]
+
+
+def test_long_names_of_classes_are_cut_and_many_have_no_legend():
+    codes, long = np.zeros((6, 2), np.float32), "a very long name of a class"
+    axes = figures.latent_map(codes, np.array([0, 0, 0, 1, 1, 1]), [long, "tea"]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a very long nam…", "tea"]
+    assert [text.get_text() for text in axes.get_legend().texts] == ["a very long name of a c…", "tea"]
+    assert figures.latent_map(np.zeros((30, 2), np.float32), np.arange(30)).axes[0].get_legend() is None
+
+
+def test_letters_that_no_font_has_are_one_line(recwarn, caplog):
+    caplog.set_level("INFO", "vaelab")
+    content = media.png(
+        figures.latent_map(np.zeros((2, 2), np.float32), np.array([0, 1]), ["\U00012000", "\U00012001"])
+    )
+    assert content.startswith(b"\x89PNG")
+    assert [record.message[:30] for record in caplog.records] == ["no font here has all letters o"]
+    assert not recwarn.list
+
+
+def test_other_warnings_of_a_figure_are_passed_on(monkeypatch):
+    figure = figures.latent_map(np.zeros((2, 2), np.float32))
+    monkeypatch.setattr(figure, "savefig", lambda *args, **options: warnings.warn("strange", stacklevel=1))
+    with pytest.warns(UserWarning, match="strange"):
+        media.png(figure)
+
+
+HISTORY = [
+    {"epoch": epoch, "loss": 90.0, "validation_loss": 91.0, "rate": 10.0, "validation_rate": 10.0 + epoch,
+     "distortion": 80.0, "validation_distortion": 82.0 - epoch, "learning_rate": 1e-3, "beta": 1.0}
+    for epoch in (1, 2, 3)
+]  # fmt: skip
+
+
+def test_epochs_are_whole_numbers():
+    figure = figures.loss_curve(HISTORY[:1])
+    figure.canvas.draw()
+    assert all(text.get_text().isdecimal() for text in figure.axes[0].get_xticklabels())
+
+
+def test_the_ends_of_a_way_through_rate_and_distortion_are_named_where_they_are():
+    axes = figures.rate_distortion({"": HISTORY}).axes[0]
+    ends = {text.get_text(): text.xy for text in axes.texts if "epoch" in text.get_text()}
+    assert ends == {"epoch 1": (11.0, 81.0), "epoch 3": (13.0, 79.0)}
+    assert axes.get_legend() is None
+    named = figures.rate_distortion({"one": HISTORY, "two": HISTORY}).axes[0].get_legend()
+    assert [text.get_text() for text in named.texts] == ["one", "two"]

@@ -224,7 +224,7 @@ def test_the_way_through_the_plane_of_rate_and_distortion():
     total = np.add(x, y)
     assert total[0] <= 1.25 * total[-1], "the first epochs, far up, are left out"
     assert (x[-1], y[-1]) == (10.0, pytest.approx(100 / 6))
-    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "a: epoch 6"
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "a"
     assert len(figures.rate_distortion({"": history(1)}).axes) == 1, "one epoch is a point"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +20,8 @@ from torch.nn.functional import interpolate
 
 from vaelab.errors import UsageError
 from vaelab.figures.style import PAGE_INK, PAGE_PAPER
+
+log = logging.getLogger("vaelab")
 
 FILM_SIDE = 140
 GIF_LEVELS = 32  # shades: a GIF of all 256 is three times the size and looks the same
@@ -47,18 +52,34 @@ def encode(content: Content, suffix: str) -> bytes:
 def png(figure: Figure, dpi: int = 144) -> bytes:
     """Encode a figure as pixels, two for each point."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, **_TRIMMED)
+    with _missing_letters():
+        figure.savefig(buffer, format="png", dpi=dpi, **_TRIMMED)
     return buffer.getvalue()
 
 
 def _vector(figure: Figure, kind: str) -> bytes:
     """Encode a figure as lines and letters that can be selected; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vaelab", "pdf.fonttype": 42}):
+    fonts = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vaelab", "pdf.fonttype": 42})
+    with fonts, _missing_letters():
         # Points of scatter plots are pixels in it: thousands of them would make it slow to look at.
         stamp = {"Date": None} if kind == "svg" else {"CreationDate": None}
         figure.savefig(buffer, format=kind, dpi=200, metadata=stamp, **_TRIMMED)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _missing_letters() -> Generator[None]:
+    """Say once what matplotlib says of each letter: that no font here has it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = [w for w in caught if "missing from" in str(w.message)]
+    if missing:
+        log.info("no font here has all letters of this picture: those of Noto Sans CJK or Arial Unicode MS have more")
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def inline_svg(figure: Figure, name: str) -> str:

@@ -80,7 +80,7 @@ def _plot(axes: Axes, history: Sequence[Mapping[str, Any]], *terms: str, **style
     values = [sum(record[term] for term in terms) for record in history]
     axes.plot([r["epoch"] for r in history], values, marker="o" if len(history) == 1 else None, **style)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 # --- runs side by side ----------------------------------------------------------------------------------------------

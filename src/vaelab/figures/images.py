@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaelab.errors import UsageError
 from vaelab.figures.decoding import Way, between, decode, sample_prior, traverse
-from vaelab.figures.style import padded, picture, plain, tile
+from vaelab.figures.style import padded, picture, short, tile
 from vaelab.models import VAE
 from vaelab.priors import UnitNormal
 
@@ -131,7 +131,7 @@ def arithmetic(
     """
     a, b, c = terms
     images = torch.stack([decode(model, codes) for codes in (a, b, c, a - b + c)], 1)
-    rows = [f"{x} \u2212 {y} + {z}" for x, y, z in (map(plain, row) for row in names)]
+    rows = [f"{x} \u2212 {y} + {z}" for x, y, z in ([short(name, 12) for name in row] for row in names)]
     below = dict(enumerate(["a", "\u2212 b", "+ c", "="]))
     return _named(images.flatten(0, 1), 4, title or "Arithmetic of codes: a - b + c", rows, below, inches=3.6)
 

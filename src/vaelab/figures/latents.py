@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vaelab.figures.projections import Projection, project
-from vaelab.figures.style import COLOURS, STYLE, halo, plain
+from vaelab.figures.style import COLOURS, STYLE, halo, short
 
 
 def latent_map(
@@ -37,16 +37,21 @@ def latent_map(
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
         groups = [None] if labels is None else list(np.unique(labels))
-        for i, group in enumerate(groups):
+        names = ["" if group is None else classes[group] if classes else str(group) for group in groups]
+        size = float(np.clip(20_000 / len(found.points), 4, 40))  # of a marker, in square points
+        for i, (group, name) in enumerate(zip(groups, names, strict=True)):
             rows = found.points if labels is None else found.points[labels == group]
-            label = "" if group is None else plain(classes[group] if classes else str(group))
-            axes.scatter(rows[:, 0], rows[:, 1], s=4, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)],
-                         label=label, rasterized=True)  # fmt: skip
+            axes.scatter(rows[:, 0], rows[:, 1], s=size, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)],
+                         label=short(name, 24), rasterized=True)  # fmt: skip
             if group is not None:  # a name on each cloud: nobody should have to match ten colours with a legend
                 x, y = np.median(rows, 0)
-                axes.text(x, y, label, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo(3))
-        if len(groups) > 1:
-            legend = axes.legend(markerscale=4, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+                letters = 13 if max(map(len, names)) <= 4 and len(groups) <= 12 else 9
+                axes.text(x, y, short(name, 16), fontsize=letters, weight="bold", ha="center", va="center",
+                          path_effects=halo(3))  # fmt: skip
+        if 1 < len(groups) <= 2 * len(COLOURS):
+            legend = axes.legend(
+                markerscale=(64 / size) ** 0.5, title="class", loc="center left", bbox_to_anchor=(1, 0.5)
+            )
             for handle in legend.legend_handles:
                 if handle is not None:
                     handle.set_alpha(1)

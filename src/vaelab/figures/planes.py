@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vaelab.errors import UsageError
-from vaelab.figures.style import COLOURS, STYLE, halo, plain
+from vaelab.figures.style import COLOURS, STYLE, halo, short
 
 
 def rate_distortion(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> Figure:
@@ -38,15 +38,16 @@ def rate_distortion(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, tit
         for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
             rate, distortion, epochs = _settled(history)
             axes.plot(rate, distortion, color=colour, marker=".", markersize=4, linewidth=1, alpha=0.8)
-            label = f"{plain(name)}: epoch {epochs[-1]}" if name else f"epoch {epochs[-1]}"
-            axes.plot(rate[-1], distortion[-1], "o", color=colour, markersize=9, label=label)
-            axes.annotate(f"epoch {epochs[0]}", (rate[0], distortion[0]), (6, 4), textcoords="offset points",
-                          fontsize=8, path_effects=halo())  # fmt: skip
+            axes.plot(rate[-1], distortion[-1], "o", color=colour, markersize=9, label=short(name, 40))
+            for i in (0, -1)[: len(epochs)]:
+                axes.annotate(f"epoch {epochs[i]}", (rate[i], distortion[i]), (6, 4), textcoords="offset points",
+                              fontsize=8, path_effects=halo(), zorder=5)  # fmt: skip
         axes.margins(0.12)
         diagonals(axes)
         axes.set_xlabel("rate, KL(q(z|x) || p(z)), nats per image")
         axes.set_ylabel(r"distortion, $-\log p(x|z)$, nats per image")
-        axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=1).set_zorder(6)
+        if any(histories):  # a run alone needs no name
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         axes.set_title(title or "Rate and distortion of the validation images; on a line $-$ELBO is the same")
     return figure
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +26,16 @@ Theme = Literal["light", "dark", "page"]
 # Petroff (2021), Accessible Color Sequences for Data Visualization, the ten-colour sequence. https://arxiv.org/abs/2107.02270
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 
+# Fonts that have letters which matplotlib's own lacks, the first that is there is taken for those alone.
+_LETTERS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)  # fmt: skip
+_INSTALLED = {font.name for font in fontManager.ttflist}
+
 STYLE: Any = {
+    "font.family": [*mpl.rcParamsDefault["font.family"], *(name for name in _LETTERS if name in _INSTALLED)],
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
@@ -59,6 +69,11 @@ def theme(name: Theme) -> Generator[None]:
 def plain(text: str) -> str:
     """Text that is no mathematics, whatever dollar signs it has, and can be written whatever a folder is called."""
     return readable(text).replace("$", r"\$")
+
+
+def short(name: str, most: int) -> str:
+    """A name of at most so many letters, to be drawn where there is no room for more."""
+    return plain(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
 def halo(width: float = 2.5) -> list[withStroke]:
