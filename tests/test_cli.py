@@ -296,6 +296,8 @@ def bad_data(tmp_path):
     np.save(folder / "negative.npy", rng.integers(-5, 5, (20, 9, 9)))
     np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.save(folder / "ambiguous.npy", np.full((20, 3, 9, 3), 7, np.uint8))
+    np.save(folder / "planes.npy", np.full((20, 9, 9, 2), 7, np.uint8))
+    (folder / "pointer.npy").write_text("version https://git-lfs.github.com/spec/v1")
     np.save(folder / "tiny.npy", rng.random((20, 5, 5)))
     np.save(folder / "few.npy", rng.random((2, 9, 9)))
     (folder / "cut.npy").write_bytes((folder / "nan.npy").read_bytes()[:200])
@@ -319,9 +321,11 @@ def bad_data(tmp_path):
         ("negative.npy", 1, "outside 0..255"),
         ("objects.npy", 1, "never unpickled"),
         ("cut.npy", 1, "damaged"),
-        ("ambiguous.npy", 2, "could be (N, C, H, W) or (N, H, W, C)"),
+        ("ambiguous.npy", 2, "a side has less than 8 pixels"),
         ("tiny.npy", 2, "images of 5x5 are too small"),
-        ("few.npy", 2, "none is left to train on"),
+        ("few.npy", 2, "none is left to train on beside 1 for validation and 1 for test: have more, or a smaller"),
+        ("pointer.npy", 1, "is not a NumPy file (it begins with b'versio')"),
+        ("planes.npy", 2, "no axis of 1 or 3 channels"),
         ("empty", 1, "holds no images"),
         ("text", 1, "notes.txt is not an image"),
         ("sizes", 1, "--image-size"),

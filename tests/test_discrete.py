@@ -60,6 +60,21 @@ def sites_of(head, features: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bfs,cf->bsc", features.unflatten(1, (-1, 6)), weight) + bias
 
 
+def test_how_much_farther_than_the_closest_a_code_lies(head):
+    features = torch.randn(4, 30)
+    z_e, codebook = sites_of(head, features).detach().double(), head.codebook.double()
+    distances = (z_e[:, :, None] - codebook).square().sum(3)
+    closest, second = distances.argsort(2)[:, :, 0], distances.argsort(2)[:, :, 1]
+
+    def excess(vectors: torch.Tensor) -> torch.Tensor:
+        return head.excess(features, vectors.mT.flatten(1))
+
+    torch.testing.assert_close(excess(head.codebook[closest]), torch.zeros(4, 6).double(), atol=1e-6, rtol=0)
+    gap = (distances.gather(2, second[..., None]) - distances.gather(2, closest[..., None]))[..., 0]
+    torch.testing.assert_close(excess(head.codebook[second]), gap / z_e.square().sum(2), atol=1e-5, rtol=1e-5)
+    assert excess(head.codebook[closest] + 0.01).isinf().all(), "no code at all"
+
+
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

@@ -75,6 +75,25 @@ def test_encoders_of_other_posteriors_take_any_number_of_rows(posterior):
         assert all(one.holds for one in export.parity(model, "encoder", export.to_onnx(model, "encoder", {}), x))
 
 
+def test_codes_that_all_but_tie_are_as_good_and_others_are_not():
+    model = build_model(override(recipe("vq"), grid=(3, 2), num_codes=8, code_dim=4), (1, 12, 8)).eval()
+    x = torch.rand(16, 1, 12, 8, generator=torch.Generator().manual_seed(0))
+    head = model.posterior_head
+    with torch.no_grad():
+        z_e = head._sites(model.encoder(x[:1]))[0, 0]
+        head.codebook[0], head.codebook[1] = 1.1 * z_e, 0.9 * z_e  # in the middle of two codes, and then to one side
+        head.to_code.bias += 1e-4 * z_e
+        content = export.to_onnx(model, "encoder", {})
+        head.to_code.bias -= 2e-4 * z_e
+    [found] = export.parity(model, "encoder", content, x)
+    assert found.difference == pytest.approx(0.2 * float(z_e.abs().max()), rel=0.01), "the graph took the other one"
+    assert found.holds
+    with torch.no_grad():
+        head.to_code.bias -= 1e-2 * z_e
+    with pytest.raises(FailureError, match="the encoder's loc differs from the model's by"):
+        export.parity(model, "encoder", content, x)
+
+
 def test_nothing_is_drawn_in_a_graph(model):
     run = export.onnx_session(export.to_onnx(model, "encoder", {}))
     x = np.random.default_rng(0).random((3, *model.shape), np.float32)

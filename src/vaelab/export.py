@@ -24,6 +24,7 @@ from vaelab.divergences import analytic_kl
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
+from vaelab.posteriors.codes import VectorQuantized
 from vaelab.runtime import Noise, Sampler, generator, seeded
 
 Graph = Literal["encoder", "decoder", "scorer"]
@@ -234,7 +235,8 @@ class Parity:
     Args:
         graph, output: which.
         difference: the largest absolute one.
-        relative: the largest one divided by the magnitude of the model's number, where that is above 1.
+        relative: the largest one divided by the magnitude of the model's number, where that is above 1; of the codes
+            of a vector-quantized model, how much farther they lie from the encoder's output than the closest ones.
     """
 
     graph: Graph
@@ -266,8 +268,12 @@ def parity(model: VAE, graph: Graph, content: bytes, inputs: Tensor) -> list[Par
             if ours.shape != theirs.shape:
                 raise FailureError(f"the {graph}'s {name} is {theirs.shape} in ONNX and {ours.shape} in torch")
             gap = np.abs(theirs - ours)
+            relative = gap / np.maximum(1, np.abs(ours))
+            if graph == "encoder" and isinstance(head := model.posterior_head, VectorQuantized):
+                with torch.no_grad():  # of codes that all but tie, rounding decides which is the closest
+                    relative = np.abs(head.excess(model.encoder(rows), torch.from_numpy(theirs)).numpy())
             # np.maximum, and not max: it lets NaN through.
-            found[name] = np.maximum(found[name], [gap.max(), (gap / np.maximum(1, np.abs(ours))).max()])
+            found[name] = np.maximum(found[name], [gap.max(), relative.max()])
     result = [Parity(graph, name, *found[name].tolist()) for name in names]
     for one in result:
         if not one.holds:  # NaN too

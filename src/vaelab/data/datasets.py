@@ -287,7 +287,8 @@ def _rows(pool: Pool, validation_size: float | None, test_size: float | None) ->
     tested = 0 if pool.test is not None else _count(0.1 if test_size is None else test_size, total, "--test-size")
     if total - held_out - tested < 1:
         raise UsageError(
-            f"{pool.name} has {total} images: none is left to train on beside {held_out} + {tested} held out"
+            f"{pool.name} has {total} images: none is left to train on beside {held_out} for validation and {tested} "
+            f"for test: have more, or a smaller --validation-size{' or --test-size' if pool.test is None else ''}"
         )
     order = np.arange(total) if pool.test is not None else np.random.RandomState(SPLIT_SEED).permutation(total)
     train, validation, test = np.split(order, [total - held_out - tested, total - tested])

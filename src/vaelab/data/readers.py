@@ -250,6 +250,11 @@ def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
     """
     try:
         with path.open("rb") as file:
+            start = file.read(6)
+            if start[:2] != b"PK" and start != b"\x93NUMPY":
+                raise FailureError(f"{path} is not a NumPy file (it begins with {start!r}): save a numeric array by "
+                                   "numpy.save")  # fmt: skip
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except ValueError as error:
@@ -328,11 +333,13 @@ def to_nchw(
         first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
         if first and last and channels is not None:
             first, last = array.shape[1] == channels, array.shape[3] == channels
-        if first == last:
-            what = "could be (N, C, H, W) or (N, H, W, C)" if first else "has no axis of 1 or 3 channels"
+        if not first and not last:
             raise UsageError(
-                f"{name} has shape {array.shape}, which {what}: save it as (N, C, H, W), or give --channels"
+                f"{name} has shape {array.shape}, and no axis of 1 or 3 channels: save images as (N, C, H, W)"
             )
+        if first and last:
+            raise UsageError(f"{name} has shape {array.shape}: as (N, C, H, W) and as (N, H, W, C) alike a side has "
+                             "less than 8 pixels")  # fmt: skip
         x = array if first else array.transpose(0, 3, 1, 2)
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")

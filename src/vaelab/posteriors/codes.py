@@ -96,7 +96,8 @@ class VectorQuantized(Head[specs.VectorQuantized]):
             height, width = spec.grid
             raise UsageError(
                 f"--grid {height} {width}: the encoder's {in_features} features are no multiple of {self.sites} sites; "
-                "choose the height and width at which its convolutions end"
+                "choose the height and width at which its convolutions end (each may halve an image's sides: 28x28 "
+                "ends at 7 7 after two that do, 16x20 at 4 5)"
             )
         self.to_code = nn.Conv2d(channels, spec.code_dim, 1)
         self.register_buffer("codebook", torch.randn(spec.num_codes, spec.code_dim))
@@ -124,6 +125,17 @@ class VectorQuantized(Head[specs.VectorQuantized]):
             z_e = self._sites(features)
             row = torch.arange(len(self.codebook), device=z_e.device)
             self._start(z_e[row % len(z_e), (row + row // len(z_e)) % self.sites])
+
+    def excess(self, features: Float[Tensor, "B F"], z: Float[Tensor, "B D"]) -> Float[Tensor, "B S"]:
+        r"""How much farther from :math:`z_e` latents lie than the closest code: 0, or rounding where codes all but tie.
+
+        :math:`(|z_e - z|^2 - \min_k |z_e - e_k|^2) / |z_e|^2` of each site; infinite where z is no code.
+        """
+        z_e, z = self._sites(features).double(), z.double().unflatten(1, (-1, self.sites)).mT
+        codebook = self.codebook.double()
+        is_code = torch.cdist(z, codebook).amin(2) <= 1e-6 * codebook.norm(dim=1).amax()
+        farther = (z_e - z).square().sum(2) - torch.cdist(z_e, codebook).amin(2).square()
+        return torch.where(is_code, farther / z_e.square().sum(2), math.inf)
 
     def move(self, team: Team) -> None:
         """Move the codebook to what the last training batch showed, that of all processes together; after each step."""
