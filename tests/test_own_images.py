@@ -14,7 +14,8 @@ import vaelab
 from vaelab import pictures
 from vaelab.cli import main
 from vaelab.errors import FailureError
-from vaelab.labels import readable
+from vaelab.figures.projections import project
+from vaelab.labels import images, readable
 from vaelab.scene import typical_rows
 
 CAFE = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives hold
@@ -140,3 +141,44 @@ def test_other_errors_are_not_taken_for_too_little_memory(run, monkeypatch):
     monkeypatch.setattr("vaelab.figures.samples", lambda *args, **options: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         main(["sample", str(run)])
+
+
+def test_one_image_is_one_image():
+    assert [images(count) for count in (1, 2, 10_000)] == ["1 image", "2 images", "10,000 images"]
+
+
+def test_an_empty_name_of_data_is_not_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(album(tmp_path / "here", ["a", "b"]))
+    assert main(["train", "mlp", "--data", "", "--out", str(tmp_path / "run")]) == 2
+    assert "--data is empty" in error_of(capsys)
+
+
+def test_a_comparison_is_a_picture(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "other")
+    for path in (run, tmp_path / "other"):
+        assert main(["evaluate", str(path), "--only", "elbo"]) == 0
+    assert main(["compare", str(run), str(tmp_path / "other"), "--out", str(tmp_path / "x.txt")]) == 2
+    assert "x.txt: a picture is a .png or .svg or .pdf" in error_of(capsys)
+    assert main(["compare", str(run), str(tmp_path / "other"), "--out", str(tmp_path / "x.svg")]) == 0
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+
+
+def test_damaged_metrics_name_the_remedy(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text("{")
+    assert main(["evaluate", str(tmp_path / "run"), "--only", "elbo"]) == 1
+    assert "cannot be read as JSON" in (said := error_of(capsys))
+    assert said.endswith("; remove it to measure anew")
+
+
+def test_names_of_metrics_are_whole_on_a_narrow_terminal(run, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["evaluate", str(run), "--only", "elbo"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+
+
+def test_codes_that_are_all_the_same_have_a_map_without_warnings(recwarn):
+    found = project(np.ones((10, 3), np.float32), "pca")
+    assert found.axes[0] == "principal component 1 (0% of the variance)"
+    assert not recwarn.list

@@ -61,6 +61,10 @@ class Data:
         "auto", "what an array's values mean: 0..1, 0..255 or -1..1", flag="range"
     )
 
+    def __post_init__(self) -> None:
+        if not self.source:  # as a path it would be the current folder
+            raise UsageError("--data is empty: name a data set or a path")
+
 
 @final
 @dataclass(frozen=True)

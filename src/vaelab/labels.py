@@ -50,6 +50,11 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def images(count: int) -> str:
+    """So many images, in words."""
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
 def pixels(protocol: str, channels: int) -> str:
     """What was done to the pixels, in words; images of one channel are grey, of others in colour."""
     return {
@@ -95,7 +100,7 @@ def rows_of(metrics: Mapping[str, Any], beta: float) -> dict[str, Row]:
 def title(data: Mapping[str, Any], split: str, protocol: str, found: Mapping[str, Any]) -> str:
     """Which images a table is of: data set, split, how many, and what was done to their pixels."""
     words = found.get("about", {}).get("pixels") or pixels(protocol, data["shape"][0])
-    return f"{data['data']} {split} ({data[split]:,} images), {words}"
+    return f"{data['data']} {split} ({images(data[split])}), {words}"
 
 
 def notes(found: dict[str, Any]) -> list[str]:

@@ -23,14 +23,14 @@ from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName
 from vaelab.data.guard import require_fit
-from vaelab.errors import UsageError
+from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Annealing, Estimate, annealed, importance, quality
 from vaelab.evaluate.overview import overview
 from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
-from vaelab.labels import duration
+from vaelab.labels import duration, images
 from vaelab.loading import data_of, load_data, load_model
 from vaelab.models import VAE
 from vaelab.progress import Bar
@@ -176,7 +176,10 @@ def _possible(model: VAE, scored: list[Dataset], plan: Plan, bar: Bar) -> Plan:
 
 def _measured_before(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What was measured before stays, as long as it was the same weights on the same data."""
-    before = read_json(file) if file.exists() else {}
+    try:
+        before = read_json(file) if file.exists() else {}
+    except FailureError as error:
+        raise FailureError(f"{error}; remove it to measure anew") from error
     return {**about, "splits": before["splits"] if before | about == before and "splits" in before else {}}
 
 
@@ -204,8 +207,8 @@ def _parts(subject: Subject) -> list[Part]:
 def _title(subject: Subject, part: Part) -> str:
     plan, a = subject.plan, subject.plan.annealing
     words = {
-        "nll": f"importance sampling, {_rows(subject):,} images x {plan.num_samples:,} samples",
-        "ais": f"annealing, {_annealed(subject):,} images x {a.num_chains} chains x {a.num_distributions:,} steps",
+        "nll": f"importance sampling, {images(_rows(subject))} x {plan.num_samples:,} samples",
+        "ais": f"annealing, {images(_annealed(subject))} x {a.num_chains} chains x {a.num_distributions:,} steps",
     }
     return f"{words.get(part, part)} ({subject.data.protocol})"
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain("not enough memory: a smaller network, --batch-size or --image-size needs less", 1)
     except OSError as error:
-        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        return _complain(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table as Printed
 from tyro.conf import Positional
 
 from vaelab.errors import UsageError
-from vaelab.labels import label, pixels
+from vaelab.labels import images, label, pixels
 
 if TYPE_CHECKING:
     from vaelab.comparison import Comparison, Measured, Row, Table
@@ -38,7 +38,7 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
     """Put evaluated runs side by side: their numbers as far as they are comparable, their curves, their samples.
 
     Args:
-        out: the PNG to write; default: compare-NAME-NAME.png in the current folder.
+        out: the PNG, SVG or PDF to write; default: compare-NAME-NAME.png in the current folder.
         json: print JSON instead of tables; a picture is drawn then only with --out.
     """
     from vaelab import comparison, figures, media
@@ -57,7 +57,7 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         print(text.get(), end="")
     if target is not None:
         models = {run.name: run.model for run in measured}
-        write_bytes(target, media.png(figures.comparison(_curves(measured), models)))
+        write_bytes(target, media.encode(figures.comparison(_curves(measured), models), target.suffix))
         if not json:
             print(target)
 
@@ -77,6 +77,10 @@ def _curves(runs: Sequence[Measured]) -> list[tuple[str, dict[str, list[dict[str
 
 def _target(out: Path | None, names: Sequence[str]) -> Path:
     path = out or Path("-".join(["compare", *(name.replace("/", "-") for name in names)]) + ".png")
+    from vaelab.media import FIGURES
+
+    if path.suffix not in FIGURES:
+        raise UsageError(f"--out {path}: a picture is a {' or '.join(FIGURES)}")
     if path.exists():
         raise UsageError(f"{'--out ' if out else ''}{path} exists: give another name with --out, or remove it first")
     return path
@@ -146,7 +150,7 @@ def _setting(value: Any) -> str:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    title = f"{table.data} {table.split} ({table.images:,} images), {table.pixels}"
+    title = f"{table.data} {table.split} ({images(table.images)}), {table.pixels}"
     rows: list[tuple[str, str, list[str]]] = []
     for row in table.rows:
         fewer = f" [n={row.n:,}]" if row.n != table.images else ""

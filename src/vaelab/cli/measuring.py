@@ -113,7 +113,7 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
         heading = f"{name}: {title(content['data'], plan.split, protocol, found)}"
         table = Table(box=None, title=heading, title_justify="left", title_style="bold")
         for column in ("", "value", "s.e.", "unit", "n"):
-            table.add_column(column, justify="left" if column in ("", "unit") else "right")
+            table.add_column(column, justify="left" if column in ("", "unit") else "right", overflow="fold")
         for row in rows_of(found["metrics"], content["beta"]).values():
             table.add_row(row.name, row.value, row.stderr or "-", row.unit, row.n)
         console.print(table)

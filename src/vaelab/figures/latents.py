@@ -37,7 +37,8 @@ def latent_map(
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
         groups = [None] if labels is None else list(np.unique(labels))
-        names = ["" if group is None else classes[group] if classes else str(group) for group in groups]
+        known = {} if classes is None else dict(enumerate(classes))
+        names = ["" if group is None else known.get(int(group), str(group)) for group in groups]
         size = float(np.clip(20_000 / len(found.points), 4, 40))  # of a marker, in square points
         for i, (group, name) in enumerate(zip(groups, names, strict=True)):
             rows = found.points if labels is None else found.points[labels == group]

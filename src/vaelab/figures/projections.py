@@ -86,9 +86,10 @@ def _pca(codes: NDArray[np.float32]) -> Projection:
 
     if codes.shape[1] == 1:
         raise UsageError("a map by principal components needs at least 2 latent dimensions: there is 1")
-    pca = PCA(2, svd_solver="full").fit(codes)
+    with np.errstate(invalid="ignore"):  # of codes that are all the same: no share of no variance
+        pca = PCA(2, svd_solver="full").fit(codes)
     first, second = (f"principal component {i + 1} ({r:.0%} of the variance)"
-                     for i, r in enumerate(pca.explained_variance_ratio_))  # fmt: skip
+                     for i, r in enumerate(np.nan_to_num(pca.explained_variance_ratio_)))  # fmt: skip
     return Projection("pca", np.asarray(pca.transform(codes), np.float32), (first, second),
                       np.asarray(pca.mean_, np.float32), np.asarray(pca.components_, np.float32))  # fmt: skip
 

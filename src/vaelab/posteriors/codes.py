@@ -131,10 +131,10 @@ class VectorQuantized(Head[specs.VectorQuantized]):
 
         :math:`(|z_e - z|^2 - \min_k |z_e - e_k|^2) / |z_e|^2` of each site; infinite where z is no code.
         """
-        z_e, z = self._sites(features).double(), z.double().unflatten(1, (-1, self.sites)).mT
-        codebook = self.codebook.double()
-        is_code = torch.cdist(z, codebook).amin(2) <= 1e-6 * codebook.norm(dim=1).amax()
-        farther = (z_e - z).square().sum(2) - torch.cdist(z_e, codebook).amin(2).square()
+        codebook, z_e = self.codebook.double(), self._sites(features).double()
+        vectors = z.double().reshape(len(z), -1, self.sites).mT
+        is_code = torch.cdist(vectors, codebook).amin(2) <= 1e-6 * codebook.square().sum(1).amax().sqrt()
+        farther = (z_e - vectors).square().sum(2) - torch.cdist(z_e, codebook).amin(2).square()
         return torch.where(is_code, farther / z_e.square().sum(2), math.inf)
 
     def move(self, team: Team) -> None:

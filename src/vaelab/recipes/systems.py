@@ -129,22 +129,31 @@ def fast() -> Run:
     )
 
 
+# Five public descriptions of VAEs on MNIST, by title and number.
+_DESCRIPTIONS = [
+    f"{title}, a public description ({number})"
+    for title, number in (
+        ("Variational Autoencoder (VAE) on MNIST", "000_577eaa41b4d2401e"),
+        ("Variational Autoencoder (VAE) on MNIST", "001_7984c2f954c33838"),
+        ("Variational Autoencoder (VAE)", "002_4bebf74351286ed5"),
+        ("Variational Auto Encoder", "003_92a4640234886241"),
+        ("Convolutional Variational Autoencoder for MNIST", "004_b017f747db271a51"),
+    )
+]
+
 RECIPES: dict[str, Recipe] = {
     "conv-warmup": Recipe(
-        conv_warmup, "conv VAE, KL warm-up, plateau schedule, early stopping, animations",
-        "000_577eaa41b4d2401e.txt", {}, 25,
+        conv_warmup, "conv VAE, KL warm-up, plateau schedule, early stopping, animations", _DESCRIPTIONS[0], {}, 25
     ),
-    "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", "001_7984c2f954c33838.txt", {}, 3),
-    "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", "002_4bebf74351286ed5.txt", {}, 3),
-    "conv-2d": Recipe(
-        conv_2d, "conv VAE with 2 latent dimensions and its manifold", "003_92a4640234886241.txt", {}, 15
-    ),
+    "mlp": Recipe(mlp, "784-512-20 MLP VAE, the one to start reading with", _DESCRIPTIONS[1], {}, 3),
+    "mlp-2d": Recipe(mlp_2d, "two-layer MLP VAE with 2 latent dimensions", _DESCRIPTIONS[2], {}, 3),
+    "conv-2d": Recipe(conv_2d, "conv VAE with 2 latent dimensions and its manifold", _DESCRIPTIONS[3], {}, 15),
     "conv-beta": Recipe(
-        conv_beta, "conv beta-VAE, batch norm, dropout, annealing, augmentation",
-        "004_b017f747db271a51.txt", {"distortion": 71.16, "rate": 29.79, "objective": 95.00}, 95,
+        conv_beta, "conv beta-VAE, batch norm, dropout, annealing, augmentation", _DESCRIPTIONS[4],
+        {"distortion": 71.16, "rate": 29.79, "objective": 95.00}, 95,
     ),
     "fast": Recipe(
-        fast, "conv-beta's published test result beaten in seconds, fully connected",
-        "004_b017f747db271a51.txt", {"distortion": 71.16, "rate": 29.79}, 0.5,
+        fast, "conv-beta's published test result beaten in seconds, fully connected", _DESCRIPTIONS[4],
+        {"distortion": 71.16, "rate": 29.79}, 0.5,
     ),
 }  # fmt: skip
