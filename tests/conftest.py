@@ -1,9 +1,11 @@
 """Fixtures. MNIST-dependent tests skip with a message where it cannot be had; all others run offline."""
 
+import contextlib
 import functools
 import logging
 import os
 import signal
+import socket
 
 # Before torch is loaded, and for every process that a test starts: models this small are slower on two threads than on
 # one, much slower on a busy machine, and results depend on the number of threads.
@@ -20,6 +22,7 @@ from vaelab import extractors, stepping
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
 from vaelab.evaluate.features import train_extractor
+from vaelab.sharing import SharedMemory, Table
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,24 @@ def uncompiled(monkeypatch):
     for module in ("compiling", "train"):
         monkeypatch.setattr(f"vaelab.{module}.can_compile", lambda device: True)
     monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: graph)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """What processes of one machine share, without the processes."""
+    with contextlib.ExitStack() as stack:
+
+        def among(world, count=20_000, kinds=0):
+            path = tmp_path / f"memory-{len(list(tmp_path.iterdir()))}"
+            path.write_bytes(bytes(SharedMemory.size(count, world, kinds)))
+            pairs = [socket.socketpair() for _ in range(1, world)]
+            tables = [Table(leads=True, sockets=[one for one, _ in pairs])]
+            tables += [Table(leads=False, sockets=[other]) for _, other in pairs]
+            for table in tables:
+                stack.callback(table.close)
+            return [SharedMemory(str(path), count, world, kinds, table) for table in tables]
+
+        yield among
 
 
 @pytest.fixture(scope="session")

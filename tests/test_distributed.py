@@ -141,24 +141,6 @@ class Post:
             return list(pool.map(start, range(self.world)))
 
 
-@pytest.fixture
-def shared(tmp_path):
-    """What processes of one machine share, without the processes."""
-    with contextlib.ExitStack() as stack:
-
-        def among(world, count=20_000):
-            size = 2 * world * count * 4
-            (tmp_path / "memory").write_bytes(bytes(size))
-            pairs = [socket.socketpair() for _ in range(1, world)]
-            tables = [Table(leads=True, sockets=[one for one, _ in pairs])]
-            tables += [Table(leads=False, sockets=[other]) for _, other in pairs]
-            for table in tables:
-                stack.callback(table.close)
-            return [SharedMemory(str(tmp_path / "memory"), size, world, table) for table in tables]
-
-        yield among
-
-
 @pytest.mark.parametrize("world", [2, 3])
 def test_what_lies_in_shared_memory_is_averaged_as_messages_are(monkeypatch, shared, world):
     count, post = 20_000, Post(monkeypatch, world)
@@ -214,14 +196,14 @@ def test_without_room_everything_goes_by_message(monkeypatch):
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", sent.append)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
     before = os.listdir("/proc/self/fd")
-    assert SharedMemory.among(Team(0, 2), 20_000, CPU) is None
+    assert SharedMemory.among(Team(0, 2), 20_000, 3, CPU) is None
     assert sent == [[None]], "and all others hear of it"
     assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("missing", ["memory", "table"])
 def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_path, missing):
-    (tmp_path / "memory").write_bytes(bytes(2 * 2 * 20_000 * 4))
+    (tmp_path / "memory").write_bytes(bytes(SharedMemory.size(20_000, 2, 3)))
     votes = []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(
@@ -237,7 +219,7 @@ def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_pa
 
         monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
         before = os.listdir("/proc/self/fd")
-        assert SharedMemory.among(Team(1, 2), 20_000, CPU) is None
+        assert SharedMemory.among(Team(1, 2), 20_000, 3, CPU) is None
         assert os.listdir("/proc/self/fd") == before
     assert votes == [0.0]
 
@@ -277,8 +259,49 @@ def test_rows_are_for_one_exchange(monkeypatch, shared):
 def test_who_waits_for_a_process_that_has_gone_is_told(shared, gone):
     memories = shared(2)
     memories[gone].close()
-    with pytest.raises(FailureError, match="another process of this training has gone"):
-        Team(1 - gone, 2, memories[1 - gone]).average_(torch.zeros(20_000))
+    left = Team(1 - gone, 2, memories[1 - gone])
+    for wait in (lambda: left.average_(torch.zeros(20_000)), left.sums):
+        with pytest.raises(FailureError, match="another process of this training has gone"):
+            wait()
+
+
+def test_what_all_have_in_common_is_changed_by_one_for_all(shared):
+    """Until each has its own again; shapes, strides and values stay."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3, 2, 4, 5, generator=generator).to(memory_format=torch.channels_last), torch.ones(7)]
+    both = [[[torch.nn.Parameter(t.clone()) for t in weights], [2 * t for t in weights]] for _ in range(2)]
+    memories = shared(2, count=200, kinds=3)
+    vectors = [memory.adopt(*kinds) for memory, kinds in zip(memories, both, strict=True)]
+    for kinds in both:
+        for factor, tensors in enumerate(kinds, 1):
+            for ours, expected in zip(tensors, weights, strict=True):
+                assert torch.equal(ours, factor * expected)
+                assert ours.stride() == expected.stride()
+    assert [vector.shape for vector in vectors[0]] == [(127,), (127,)]
+    as_they_lie = torch.cat([weights[0].permute(0, 2, 3, 1).flatten(), weights[1]])
+    assert torch.equal(vectors[0][0], as_they_lie)
+    vectors[0][0][120:] = 5  # the other's
+    assert torch.equal(both[1][0][1].detach(), torch.full((7,), 5.0))
+    for memory in memories:
+        memory.release()
+    vectors[0][0].zero_()
+    for kinds in both:
+        assert torch.equal(kinds[0][0], weights[0])
+        assert kinds[0][0].stride() == weights[0].stride()
+        assert torch.equal(kinds[0][1].detach(), torch.full((7,), 5.0))
+
+
+def test_sums_over_processes_are_told_from_an_exchange(monkeypatch, shared):
+    post = Post(monkeypatch, 2)
+    teams = [Team(rank, 2, memory) for rank, memory in enumerate(shared(2))]
+    assert post.each(lambda rank: teams[rank].sums(1.5 + rank, 10.0)) == [(4.0, 20.0)] * 2
+
+    def apart(rank):
+        with pytest.raises(FailureError, match="not at the same step"):
+            teams[rank].sums(0.0) if rank else teams[rank].average_(torch.zeros(20_000))
+        return True
+
+    assert post.each(apart) == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +317,7 @@ def test_memory_is_shared_only_where_it_helps(monkeypatch, world, local, count, 
     """By several processes, not too many, all on one machine, on a CPU; nobody is asked."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", None)
-    assert SharedMemory.among(Team(0, world), count, torch.device(device)) is None
+    assert SharedMemory.among(Team(0, world), count, 3, torch.device(device)) is None
 
 
 @pytest.mark.parametrize("other", [19_999, 20_001])

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from vaelab.batchnorm import BATCH_NORM
 from vaelab.cli import main
 from vaelab.compiling import can_compile, compile_graph
 from vaelab.config import override
+from vaelab.distributed import Team
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.models import Batch
 from vaelab.objectives import ELBO, IWAE, PIWAE
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise
-from vaelab.stepping import AdamUpdate, CannotCompileError, CompiledStep, PlainStep
+from vaelab.stepping import COMMON, AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
 from vaelab.trainer import Trainer, build_model
 from vaelab.updates import MovingAverage
@@ -422,7 +424,7 @@ def test_a_hyperbolic_tangent_in_double_precision_is_left_alone():
 class Pair:
     """A team of two, as one of them sees it whose twin does the same."""
 
-    rank, world, leads = 0, 2, True
+    rank, world, leads, memory = 0, 2, True, None
 
     def __init__(self, other_is_able=True):
         self.averaged, self.votes, self.other = [], [], other_is_able
@@ -455,7 +457,7 @@ def steps_of(way, model, networks, objective, count=3):
 CONV = override(RUNS["conv-beta"], dropout=0.0)
 
 
-def plain_step(objective, team, run=CONV):
+def plain_step(objective, team, run=CONV, clip=1.0):
     """A plain step of a small model, by default a convolutional one with batch norm, and its optimizers."""
     torch.manual_seed(0)
     model = build_model(run, (1, 8, 8)).train()
@@ -464,7 +466,7 @@ def plain_step(objective, team, run=CONV):
 
     def descend(names):
         team.average_gradients(itertools.chain.from_iterable(groups[name] for name in names))
-        norms = [nn.utils.clip_grad_norm_(groups[name], 1.0) for name in names]
+        norms = [nn.utils.clip_grad_norm_(groups[name], clip) if clip else torch.zeros(()) for name in names]
         for name in names:
             optimizers[name].step()
         return torch.stack(norms).amax()
@@ -498,6 +500,74 @@ def test_with_several_processes_the_optimizers_step_is_a_function_of_its_own(
     if places == "one":  # for all parameters, as on a GPU
         monkeypatch.setattr(CompiledStep, "_places", lambda self, rows, sizes: [rows[0]])
     assert_two_functions(objective, monkeypatch)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), PIWAE(2, 2)], ids=["one-group", "two-groups"])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_processes_that_share_memory_step_a_part_each(objective, clip, monkeypatch, shared, uncompiled):
+    """Weights (those of convolutions lie channels last), moments and norms are those of the plain step."""
+    monkeypatch.setattr(Team, "agree", lambda team, able: able)
+    sums, met = Team.sums, []
+    monkeypatch.setattr(Team, "sums", lambda team, *numbers: (met.append(len(numbers)), sums(team, *numbers))[1])
+    images = torch.rand(3, 2, 6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def together(make):
+        ways = [make(Team(rank, 2, memory)) for rank, memory in enumerate(shared(2, kinds=COMMON))]
+        for way in ways:
+            if isinstance(way, CompiledStep):
+                way._traced(objective, Batch(images[0, 0]))  # one after the other: threads cannot trace
+
+        def work(rank):
+            return [ways[rank](objective, Batch(x[rank]), RowNoise(step))[-1] for step, x in enumerate(images)]
+
+        with ThreadPoolExecutor(2) as pool:
+            norms = list(pool.map(work, range(2)))
+        assert norms[0] == norms[1]
+        return ways, norms[0]
+
+    optimizers = []
+
+    run = override(CONV, encoder_conv_channels=(4, 8), decoder_conv_channels=(8, 4))
+
+    def plain(team):
+        way, own = plain_step(objective, team, run, clip)
+        optimizers.append(own)
+        return way
+
+    expected, norms = together(plain)
+    found, same_norms = together(lambda team: CompiledStep(plain(team), AdamUpdate(optimizers[-1], clip), team))
+    torch.testing.assert_close(same_norms, norms, rtol=1e-3, atol=1e-5)
+    assert met.count(0) == 3 * 2, "after each step all wait until each weight is stepped"
+    for rank, way in enumerate(found):
+        assert not way._failed
+        way._team.memory.release()
+        for name, group in way.plain.groups.items():
+            for ours, theirs in zip(group, expected[0].groups[name], strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-4)
+                moments, others = optimizers[2 + rank][name].state[ours], optimizers[0][name].state[theirs]
+                for kind in ("exp_avg", "exp_avg_sq", "step"):
+                    torch.testing.assert_close(moments[kind], others[kind], rtol=2e-3, atol=1e-4)
+
+
+def test_weights_are_each_processs_own_again_where_steps_cannot_be_compiled(monkeypatch, shared, uncompiled):
+    """Stepped by each of them, plainly, in one place, they would take each step twice."""
+
+    def fail(*_):
+        raise CannotCompileError("not here")
+
+    monkeypatch.setattr(CompiledStep, "_made", fail)
+    way, optimizers = plain_step(ELBO(), team := Pair())
+    team.memory = shared(2, kinds=COMMON)[0]
+    weights = next(way.model.parameters())
+    where = []
+    adopt = team.memory.adopt
+    monkeypatch.setattr(team.memory, "adopt", lambda *kinds: (adopt(*kinds), where.append(weights.data_ptr()))[0])
+    before = weights.detach().clone()
+    compiled = CompiledStep(way, AdamUpdate(optimizers, 1.0), team)
+    monkeypatch.setattr(PlainStep, "__call__", lambda *_: torch.zeros(1))
+    steps_of(compiled, way.model, way.networks, ELBO(), count=1)
+    assert weights.data_ptr() != where[0]
+    assert torch.equal(weights, before)
 
 
 @needs_compiler

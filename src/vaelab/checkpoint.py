@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from vaelab.errors import FailureError
 
@@ -73,8 +74,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dictionaries of them with ``torch.save``, atomically."""
     buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
+    torch.save(_alone(dict(content)), buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def _alone(content: Any) -> Any:
+    """The same content, its tensors without what else lies in their storage: torch would write all of that."""
+    if isinstance(content, dict):
+        return {key: _alone(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_alone(value) for value in content]
+    is_part = isinstance(content, Tensor) and content.untyped_storage().nbytes() > content.nbytes
+    return content.clone() if is_part else content
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vaelab.sharing import SharedMemory
 
 T = TypeVar("T")
+
+# What is exchanged is told apart by its count of values, as sums of these are exact in fp32; and what is no exchange.
+_COUNTS = 2**12
+_NO_COUNT = _COUNTS
 
 
 class LostProcessError(FailureError):
@@ -118,7 +122,7 @@ class Team:
             FailureError: if another process has gone, or exchanges something else.
         """
         count, shared = rows.shape[1], len(rows) > 1
-        about = self._wish, float(count % 2**12)  # tells counts apart; sums are exact in fp32
+        about = self._wish, float(count % _COUNTS)
         if self.memory is not None:
             if shared and rows.data_ptr() != self.memory.rows(count).data_ptr():
                 raise ValueError("these rows are of an exchange before: another process may still read them")
@@ -134,11 +138,25 @@ class Team:
             self._hear(wishes, counted, count)
             rows /= self.world
 
+    def sums(self, *numbers: float) -> tuple[float, ...]:
+        """The sums of some numbers over the processes, which share memory: all wait until each has called this.
+
+        Raises:
+            FailureError: if another process has gone, or exchanges something else.
+        """
+        memory = cast("SharedMemory", self.memory)
+        marks, *sums = memory.meet(float(_NO_COUNT), *numbers)
+        self._require_same(marks, _NO_COUNT)
+        return tuple(sums)
+
     def _hear(self, wishes: float, counted: float, count: int) -> None:
-        if counted != count % 2**12 * self.world:
+        self._require_same(counted, count % _COUNTS)
+        self._heard = wishes
+
+    def _require_same(self, heard: float, ours: int) -> None:
+        if heard != ours * self.world:
             raise FailureError("the processes of this training are not at the same step: start them all again, "
                                "with --resume")  # fmt: skip
-        self._heard = wishes
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average the gradients of some parameters, all in one message.

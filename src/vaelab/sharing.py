@@ -24,22 +24,32 @@ class SharedMemory:
     Values of one average lie in one half, those of the next in the other, and they meet in between: who writes again
     into the first half has met all others after they had read it.
 
+    Beside it there is room for values that all have in common, such as weights, of which each changes its own part.
+
     Args:
-        path: of a file in memory, of ``size`` bytes.
-        size: of both halves together.
+        path: of a file in memory, of ``size(...)`` bytes.
+        count: values of each process, and of each kind that they have in common.
         world: processes that write.
+        kinds: of values that they have in common.
         table: where they meet.
     """
 
     MOST = 8  # processes: each reads what all have written, and many would do better in turns
 
-    def __init__(self, path: str, size: int, world: int, table: Table) -> None:
-        self._halves = torch.from_file(path, shared=True, size=size // 4).view(2, world, -1)
+    def __init__(self, path: str, count: int, world: int, kinds: int, table: Table) -> None:
+        whole = torch.from_file(path, shared=True, size=self.size(count, world, kinds) // 4).view(-1, count)
+        self._halves, self._common = whole[: 2 * world].view(2, world, count), whole[2 * world :]
         self._turn, self._table = 0, table
-        self.count = self._halves.shape[-1]
+        self._adopted: list[Tensor] = []
+        self.count, self.kinds = count, kinds
+
+    @staticmethod
+    def size(count: int, world: int, kinds: int) -> int:
+        """The bytes of it all."""
+        return 4 * count * (2 * world + kinds)
 
     @classmethod
-    def among(cls, team: Team, count: int, device: torch.device) -> SharedMemory | None:
+    def among(cls, team: Team, count: int, kinds: int, device: torch.device) -> SharedMemory | None:
         """Room for ``count`` values of each process, where one machine has them all; else None. Called by all.
 
         Raises:
@@ -49,7 +59,7 @@ class SharedMemory:
         able = device.type == "cpu" and sys.platform == "linux" and hasattr(os, "memfd_create")
         if not (1 < team.world <= cls.MOST and one_machine and able):
             return None
-        size, memory, table = 2 * team.world * count * 4, None, None
+        size, memory, table = cls.size(count, team.world, kinds), None, None
         given: list[tuple[str, bytes] | None] = [None]
         with contextlib.ExitStack() as stack:
             listening = None
@@ -70,7 +80,7 @@ class SharedMemory:
                 # RuntimeError: torch's, for a file that cannot be opened
                 with contextlib.suppress(RuntimeError, OSError):
                     table = Table(leads=True) if team.leads else Table.at(address)
-                    memory = cls(path, size, team.world, table)
+                    memory = cls(path, count, team.world, kinds, table)
             if not team.agree(memory is not None):
                 if table is not None:
                     table.close()
@@ -91,6 +101,35 @@ class SharedMemory:
         """
         self._turn = 1 - self._turn
         return self._table.meet(numbers)
+
+    def adopt(self, *kinds: Sequence[Tensor]) -> list[Tensor]:
+        """Move tensors into what all have in common; they keep shape and strides.
+
+        Called by all processes, whose tensors hold the same values. From then on one's change is everybody's: no two
+        may change the same value, and none may read it before they have met.
+
+        Args:
+            kinds: of each kind, tensors of fp32 that fill their storage, ``count`` numbers at most.
+
+        Returns:
+            Of each kind one vector of all, tensor after tensor, each in the order in which it lies in memory.
+        """
+        found: list[Tensor] = []
+        for tensors, room in zip(kinds, self._common, strict=False):
+            filled = 0
+            for tensor in tensors:
+                place = room[filled : filled + tensor.numel()].as_strided(tensor.shape, tensor.stride())
+                tensor.data = place.copy_(tensor.detach())
+                filled += tensor.numel()
+            self._adopted += tensors
+            found.append(room[:filled])
+        return found
+
+    def release(self) -> None:
+        """Give adopted tensors memory of their own again, with the values that they have."""
+        for tensor in self._adopted:
+            tensor.data = tensor.detach().clone()
+        self._adopted.clear()
 
     def close(self) -> None:
         """Meet no more; whoever still waits for this process is told that it has gone."""

@@ -32,9 +32,12 @@ from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.products import faster_convolutions, faster_products
 from vaelab.runtime import Noise, Sampler
-from vaelab.updates import AdamUpdate, CannotCompileError, on_device
+from vaelab.sharing import SharedMemory
+from vaelab.updates import AdamUpdate, CannotCompileError, on_device, squares_of
 
 log = logging.getLogger("vaelab")
+
+COMMON = 3  # kinds of values that processes have in common: weights, and Adam's two moments
 
 Descend = Callable[[Sequence[str]], Tensor]
 
@@ -43,6 +46,9 @@ Step = Callable[[Objective, Batch, Noise], Tensor]
 
 _Function = Callable[..., Sequence[Tensor]]
 """What the compiler makes: tensors in, tensors out."""
+
+_Descent = Callable[[Tensor], Tensor]
+"""The optimizers' step, from rows whose mean is the gradient to the largest norm of a group's."""
 
 
 def term_names(objective: Objective) -> tuple[str, ...]:
@@ -103,18 +109,21 @@ class CompiledStep:
     Args:
         plain: the way that is traced.
         update: the optimizers' step, as part of the function; None leaves it to ``plain.descend``.
-        team: the processes. If they are several the optimizers' step is a second function, after averaging: where they
-            share memory, the first writes gradients there, and the second reads what all have written.
+        team: the processes. If they are several the optimizers' step is a second function, after averaging. Where they
+            share memory, weights and moments lie there too, and each process takes the step of its own part of them,
+            from what the first function of each has written.
     """
 
     def __init__(self, plain: PlainStep, update: AdamUpdate | None = None, team: Team | None = None) -> None:
         self.plain, self.update, self._team = plain, update, team or Team()
         self._apart = update is not None and self._team.world > 1
+        memory = self._team.memory
+        self._shared = memory if self._apart and memory is not None and memory.kinds == COMMON else None
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
         self._weights = _Weights(next(plain.model.parameters()).device)
         self._functions: dict[Objective, _Traced] = {}
-        self._descents: dict[tuple[str, ...], _Function] = {}
+        self._descents: dict[tuple[str, ...], _Descent] = {}
         self._failed = False
 
     def __call__(self, objective: Objective, batch: Batch, noise: Noise) -> Tensor:
@@ -135,6 +144,8 @@ class CompiledStep:
         except (CannotCompileError, *compile_errors()) as error:
             log.warning("training steps cannot be compiled (%s): slower without", reason(error))
             self._failed = True
+            if self._shared is not None:
+                self._shared.release()
             return self.plain(objective, batch, noise)
         if self.update is not None:
             self.update.taken += 1
@@ -145,12 +156,12 @@ class CompiledStep:
         terms[-1] = self.plain.descend(traced.names)
         return terms
 
-    def _with_others(self, traced: _Traced, descend: _Function, inputs: list[Tensor]) -> Sequence[Tensor]:
+    def _with_others(self, traced: _Traced, descend: _Descent, inputs: list[Tensor]) -> Sequence[Tensor]:
         """Take one step with the other processes, and return its terms."""
         rows = self._rows(traced.sizes)
         (terms,) = traced.function(*inputs, *self._places(rows, traced.sizes))
         self._team.exchange_(rows)
-        (terms[-1],) = descend(rows, *self._descent())
+        terms[-1] = descend(rows)
         return [terms]
 
     def _traced(self, objective: Objective, batch: Batch) -> _Traced:
@@ -225,6 +236,9 @@ class CompiledStep:
                 (self._weights.put(objective, rule), _with_images(batch, pixels), noise, groups),
             )
             found = list(itertools.chain(*gradients.values()))
+            if self._shared is not None:
+                trains = itertools.chain.from_iterable(groups[name] for name in gradients)
+                found = [_as_it_lies(gradient, parameter) for gradient, parameter in zip(found, trains, strict=True)]
             if self.update is None:
                 return [*found, _stack(terms, state[0].new_zeros(()))]
             if not self._apart:
@@ -246,11 +260,12 @@ class CompiledStep:
         graph = _graph_of(step, inputs, table)
         faster_products(graph, batch.x.device)
         if self._apart and trained not in self._descents:
-            self._descents[trained] = self._compile_descent(trained, sizes)
+            compiled = self._compile_descent if self._shared is None else self._compile_part_of_descent
+            self._descents[trained] = compiled(trained, sizes)
         return _Traced(self._made(graph, inputs), asked, trained, sizes, self._descents.get(trained))
 
-    def _compile_descent(self, trained: Sequence[str], sizes: list[int]) -> _Function:
-        """The optimizers' step, from rows whose mean is the gradient, as a function; it returns the largest norm."""
+    def _compile_descent(self, trained: Sequence[str], sizes: list[int]) -> _Descent:
+        """The optimizers' step as a function."""
         update, state = cast(AdamUpdate, self.update), len(self._state)
 
         def descend(rows: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -260,7 +275,42 @@ class CompiledStep:
             return [update(groups, gradients, list(inputs[state:]))]
 
         inputs = [self._rows(sizes), *self._descent()]
-        return self._made(_graph_of(descend, inputs), inputs)
+        function = self._made(_graph_of(descend, inputs), inputs)
+        return lambda rows: function(rows, *self._descent())[0]
+
+    def _compile_part_of_descent(self, trained: Sequence[str], sizes: list[int]) -> _Descent:
+        """The optimizers' step of this process's part of each group, whose weights then lie in shared memory."""
+        update, team, shared = cast(AdamUpdate, self.update), self._team, cast(SharedMemory, self._shared)
+        groups = self.plain.groups
+        kinds = zip(*((groups[name], *update.moments(name)) for name in groups), strict=True)
+        common = shared.adopt(*(list(itertools.chain(*kind)) for kind in kinds))
+        counts = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items()}
+        cuts, rows_cuts = _parts(counts, team), _parts({name: counts[name] for name in trained}, team)
+        own = [[kind[cuts[name]] for kind in common] for name in groups]  # weights, m and v of each group
+        weights, moments = [part[0] for part in own], [moment for part in own for moment in part[1:]]
+
+        def squares(rows: Tensor) -> list[Tensor]:
+            return [torch.stack([squares_of([mean_of(rows[:, rows_cuts[name]])]) for name in groups])]
+
+        def descend(rows: Tensor, of_all: Tensor, *inputs: Tensor) -> list[Tensor]:
+            parts = dict(zip(groups, ([weight] for weight in inputs), strict=False))
+            gradients = {name: [mean_of(rows[:, rows_cuts[name]])] for name in groups}
+            return [update(parts, gradients, list(inputs[len(groups) :]), of_all)]
+
+        def inputs() -> list[Tensor]:
+            return [*weights, *moments, *update.steps, *update.numbers()]
+
+        rows, norms = self._rows(sizes), torch.zeros(len(groups))
+        measure = self._made(_graph_of(squares, [rows]), [rows]) if update.clips else None
+        function = self._made(_graph_of(descend, [rows, norms, *inputs()]), [rows, norms, *inputs()])
+
+        def take(rows: Tensor) -> Tensor:
+            given = norms if measure is None else torch.tensor(team.sums(*measure(rows)[0].tolist()))
+            (norm,) = function(rows, given, *inputs())
+            team.sums()  # nobody reads weights before all have theirs
+            return norm
+
+        return take
 
     def _grouped(self, state: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Of all parameters and buffers, those of each group."""
@@ -295,6 +345,20 @@ def _graph_of(
         raise CannotCompileError(reason(error)) from error
 
 
+def _as_it_lies(value: Tensor, like: Tensor) -> Tensor:
+    """A vector of the values, in the order in which those of ``like`` lie in memory."""
+    return value.permute(sorted(range(like.dim()), key=like.stride, reverse=True)).reshape(-1)
+
+
+def _parts(counts: Mapping[str, int], team: Team) -> dict[str, slice]:
+    """Of vectors that lie one after the other, each with its count of values: this process's part of each."""
+    ends = itertools.accumulate(counts.values())
+    return {
+        name: slice(end - count + count * team.rank // team.world, end - count + count * (team.rank + 1) // team.world)
+        for (name, count), end in zip(counts.items(), ends, strict=True)
+    }
+
+
 def _mark_fixed(tensor: Tensor) -> Tensor:
     """On a GPU, let the compiler know that a tensor is always in this place, and may be written to."""
     if tensor.is_cuda:
@@ -312,14 +376,15 @@ class _Traced:
         asked: the noise that it reads.
         names: the groups that it trains.
         sizes: how many numbers each of their parameters has.
-        descend: the step of their optimizers, if that is apart.
+        descend: the step of their optimizers, if that is apart, from rows whose mean is the gradient; it returns the
+            largest norm of a group's.
     """
 
     function: _Function
     asked: list[_Request]
     names: tuple[str, ...]
     sizes: list[int]
-    descend: _Function | None
+    descend: _Descent | None
 
 
 class _Losses(nn.Module):

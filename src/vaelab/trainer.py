@@ -49,7 +49,7 @@ from vaelab.runtime import (
 )
 from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
-from vaelab.stepping import CompiledStep, PlainStep, Step, term_names
+from vaelab.stepping import COMMON, CompiledStep, PlainStep, Step, term_names
 from vaelab.updates import AdamUpdate, CannotCompileError, MovingAverage
 
 log = logging.getLogger("vaelab")
@@ -125,7 +125,7 @@ class Trainer:
         self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
         trained = sum(parameter.numel() for group in self.groups.values() for parameter in group)
-        self.team.memory = SharedMemory.among(self.team, trained, device)
+        self.team.memory = SharedMemory.among(self.team, trained, COMMON if self.compiled else 0, device)
         if self.team.world > 1:
             way = "share memory" if self.team.memory else "send each other messages"
             log.info("%d processes, which %s", self.team.world, way)
@@ -340,6 +340,8 @@ class Trainer:
 
     def best_model(self) -> VAE:
         """The model with the best weights, in ``eval`` mode; the current ones if none were monitored yet."""
+        if self.team.memory is not None:
+            self.team.memory.release()  # another process may still look at the weights of the last step
         model = self.evaluated
         if self.best_weights is not None:
             model.load_state_dict(self.best_weights)

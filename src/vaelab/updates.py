@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -38,7 +40,7 @@ class AdamUpdate:
     def __init__(self, optimizers: dict[str, Optimizer], clip_norm: float | None) -> None:
         self._clip_norm = clip_norm
         self._settings: dict[str, dict[str, Any]] = {}
-        moments: list[Tensor] = []
+        self._moments: dict[str, list[Tensor]] = {name: [] for name in optimizers}
         steps: list[Tensor] = []
         for name, optimizer in optimizers.items():
             (settings,) = optimizer.param_groups
@@ -53,13 +55,22 @@ class AdamUpdate:
                 if not state:  # what torch's own first step makes
                     state["step"] = torch.zeros((), device=parameter.device)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                moments += [state["exp_avg"], state["exp_avg_sq"]]
+                self._moments[name] += [state["exp_avg"], state["exp_avg_sq"]]
                 steps.append(state["step"])
         if len({int(step) for step in steps}) > 1:
             raise CannotCompileError("parameters that have taken different numbers of steps")
         self.taken = int(steps[0])
-        self._moments = len(moments)
-        self.state = [*moments, *steps]
+        self.steps = steps
+        self.clips = clip_norm is not None
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What a step changes besides parameters: m and v of each, and the counts of steps."""
+        return [*itertools.chain(*self._moments.values()), *self.steps]
+
+    def moments(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """All m and all v of a group's parameters."""
+        return self._moments[name][::2], self._moments[name][1::2]
 
     def numbers(self) -> list[Tensor]:
         """Of each group, what depends on the step: its size, what the root of v is to be multiplied by, the decay."""
@@ -68,32 +79,35 @@ class AdamUpdate:
     def _numbers(self, settings: dict[str, Any]) -> Tensor:
         rate, (first, second), t = settings["lr"], settings["betas"], self.taken + 1
         numbers = rate / (1 - first**t), (1 - second**t) ** -0.5, 1 - rate * settings["weight_decay"]
-        return on_device(torch.tensor(numbers), self.state[0].device)
+        return on_device(torch.tensor(numbers), self.steps[0].device)
 
     @torch.no_grad()
     def __call__(
-        self, groups: dict[str, list[Tensor]], gradients: dict[str, list[Tensor]], given: list[Tensor]
+        self,
+        groups: dict[str, list[Tensor]],
+        gradients: dict[str, list[Tensor]],
+        given: list[Tensor],
+        squares: Tensor | None = None,
     ) -> Tensor:
         """Change parameters, moments and step counts in place.
 
         Args:
-            groups: the parameters.
+            groups: the parameters, or parts of them.
             gradients: theirs.
-            given: ``state`` and ``numbers()``.
+            given: m and v of each, the counts of steps, and ``numbers()``.
+            squares: (G,) of each group's gradient the sum of squares, where those given are parts of it.
 
         Returns:
             The largest norm of a group's gradient; 0 if they are not clipped.
         """
-        moments, steps, numbers = (
-            iter(given[: self._moments]),
-            given[self._moments : -len(groups)],
-            given[-len(groups) :],
-        )
+        count = 2 * sum(map(len, groups.values()))
+        moments, steps, numbers = iter(given[:count]), given[count : -len(groups)], given[-len(groups) :]
         norms = [given[0].new_zeros(())]
-        for (name, parameters), (size, unbias, keep) in zip(groups.items(), numbers, strict=True):
+        for i, ((name, parameters), (size, unbias, keep)) in enumerate(zip(groups.items(), numbers, strict=True)):
             settings, found = self._settings[name], gradients[name]
             if self._clip_norm is not None:
-                norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
+                square = squares_of(found) if squares is None else squares[i]
+                norms.append(square.sqrt())
                 scale = (self._clip_norm / (norms[-1] + 1e-6)).clamp(max=1.0)
                 found = [gradient * scale for gradient in found]
             first, second = settings["betas"]
@@ -134,6 +148,11 @@ class MovingAverage(AveragedModel):
         for ours, theirs in self._running:
             ours.copy_(theirs)
         self.n_averaged += 1
+
+
+def squares_of(gradients: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of a group's gradient."""
+    return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
