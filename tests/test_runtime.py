@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaelab import schedules
+from vaelab import schedules, specs
 from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.recipes import recipe
@@ -112,7 +112,8 @@ def test_precision_is_proven_before_auto_takes_it(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr("vaelab.runtime.cpu_flags", lambda: {"amx_bf16"})
     assert resolve_precision("auto", cpu, None) == "fp32"
-    assert resolve_precision("auto", cpu, 0.31) == "fp32"
+    assert resolve_precision("auto", cpu, 0.31) == resolve_precision("auto", cpu, -0.31) == "fp32"
+    assert resolve_precision("auto", cpu, 0.29) == "bf16"
     assert resolve_precision("auto", cpu, -0.05) == "bf16"
     monkeypatch.setattr("vaelab.runtime.cpu_flags", lambda: {"avx2"})
     assert resolve_precision("auto", cpu, -0.05) == "fp32"
@@ -182,6 +183,28 @@ def test_cosine_is_halfway_at_half_time_and_stays_at_its_end():
     assert cosine(0) == 3.0
     assert math.isclose(cosine(50), 2.0)
     assert cosine(100) == cosine(1e6) == 1.0
+
+
+def test_a_warm_up_is_followed_by_half_a_cosine_over_what_is_left_of_the_run():
+    """Of 4 epochs of 10 steps one rises; a quarter, half and all of the other 30 steps later."""
+    schedule = specs.WarmupCosine(base_lr=0.1, max_lr=0.5, warmup_epochs=1).schedule(10, 4)
+    eighth = 0.1 + 0.4 * (1 + math.cos(math.pi / 4)) / 2
+    expected = {0: 0.1, 5: 0.3, 10: 0.5, 17.5: eighth, 25: 0.3, 40: 0.1}
+    assert {step: schedule(step) for step in expected} == pytest.approx(expected)
+    half = specs.WarmupCosine(base_lr=0.1, max_lr=0.5, warmup_epochs=0.5).schedule(10, 4)
+    assert (half(5), half(22.5)) == pytest.approx((0.5, 0.3))
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_it():
+    """All of its 20 steps rise."""
+    schedule = specs.WarmupCosine(base_lr=0.1, max_lr=0.5, warmup_epochs=9).schedule(10, 2)
+    assert [schedule(step) for step in (0, 10, 19)] == pytest.approx([0.1, 0.3, 0.48])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_cycles_are_as_long_in_every_run(epochs):
+    schedule = specs.Cyclic(base_lr=0.1, max_lr=0.5, cycle_epochs=2).schedule(10, epochs)
+    assert [schedule(step) for step in (0, 5, 10, 20, 25)] == pytest.approx([0.1, 0.3, 0.5, 0.1, 0.3])
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's own setting")
