@@ -258,10 +258,19 @@ def test_a_mixture_is_the_weighted_sum_of_its_logistics():
 
 @pytest.mark.parametrize("raw", [-60.0, 0.0, 30.0])
 def test_the_scale_of_a_component_has_a_soft_lower_bound(raw):
+    """e^-7 of pixels in [-1, 1], half of it in [0, 1]."""
     part = built(specs.LogisticMixture(1))
     log_scale = part(torch.tensor([0.0, 0.0, raw]).reshape(3, 1, 1)).log_scale
-    expected = math.log(NARROW + math.exp(raw) / 2)
+    expected = math.log((math.exp(-7) + math.exp(raw)) / 2)
     assert float(log_scale) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_mixture_starts_with_equal_weights_and_scales_of_a_tenth():
+    part = built(specs.LogisticMixture(2))
+    px = part(part.start(torch.full((1, 1, 1), 0.3)))
+    torch.testing.assert_close(px.loc.flatten(), torch.tensor([0.3, 0.3]))
+    torch.testing.assert_close(px.log_weights.exp().flatten(), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(px.log_scale.exp().flatten(), torch.full((2,), 0.1 + math.exp(-7) / 2))
 
 
 def test_a_categorical_is_a_softmax_with_the_moments_of_its_masses():
@@ -360,6 +369,29 @@ def test_twenty_steps_lower_the_loss(spec, digits):
     size = {"batch_size": 8} if spec.word == "categorical" else {}  # its decoder has 200,704 outputs an image
     losses = trained(spec, digits, **size).terms[:20, 0]
     assert losses[-3:].mean() < losses[:3].mean()
+
+
+@pytest.mark.parametrize(("kind", "size", "flag"), [
+    (specs.Gaussian, "sigma", "learn_sigma"), (specs.Laplace, "scale", "learn_scale"),
+    (specs.DiscretizedLogistic, "scale", "learn_scale"),
+])  # fmt: skip
+def test_a_scale_is_learned_only_if_it_is_to_be(kind, size, flag, digits):
+    for learn in (True, False):
+        spec = kind(**{size: 0.25, flag: learn})
+        assert [float(p.detach().exp()) for p in built(spec).parameters()] == pytest.approx([0.25] if learn else [])
+        moved = getattr(trained(spec, digits, steps=2).model.likelihood_head, f"log_{size}").detach()
+        assert (abs(float(moved) - math.log(0.25)) > 1e-4) == learn
+    assert getattr(kind(), flag), "as a rule it is"
+
+
+def test_a_regularised_autoencoder_minimises_the_squared_error():
+    """A Gaussian's -log p is the squared error and a constant where sigma^2 is 1/2 and stays so."""
+    head = recipe("rae").likelihood.build(1)
+    x, params = torch.rand(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    px = head(params)
+    squared = (x - params.sigmoid()).square().sum((1, 2, 3))
+    torch.testing.assert_close(-px.log_prob(x), squared + 9 * math.log(math.pi) / 2)
+    assert not list(head.parameters())
 
 
 @pytest.mark.parametrize("spec", [specs.LogisticMixture(3), specs.PixelGaussian(), specs.Categorical256()], ids=str)

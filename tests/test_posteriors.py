@@ -511,6 +511,24 @@ def test_the_uniform_prior_on_the_sphere():
     assert math.exp(log_area(2)) == pytest.approx(2 * math.pi)
 
 
+def test_a_concentration_is_one_at_least():
+    """1 + log(1 + e^a): the last number of the head; the others are the direction, whatever their length."""
+    head = specs.VonMisesFisher(2).build(3)
+    with torch.no_grad():
+        head.direction_and_kappa.weight.copy_(torch.eye(3))
+        head.direction_and_kappa.bias.zero_()
+    qz = head(torch.tensor([[3.0, 4.0, -50.0], [-0.3, 0.4, 0.0], [0.0, 2.0, 30.0]]))
+    torch.testing.assert_close(qz.kappa, torch.tensor([1.0, 1 + math.log(2), 31.0]))
+    torch.testing.assert_close(qz.loc, torch.tensor([[0.6, 0.8], [-0.6, 0.8], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_a_concentration_of_zero_is_the_uniform_law(dim):
+    qz = VonMisesFisherPosterior(directions(1, dim), torch.zeros(1))
+    assert float(qz.kl_to_uniform()) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(qz.log_prob(directions(4, dim, seed=1)), torch.full((4,), -log_area(dim)))
+
+
 def test_a_sphere_needs_two_dimensions_and_its_own_prior():
     with pytest.raises(UsageError, match="2 dimensions at least"):
         specs.VonMisesFisher(1).build(4)
