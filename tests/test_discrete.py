@@ -195,6 +195,37 @@ def test_a_code_out_of_use_starts_again_at_a_vector_of_the_batch(head):
     torch.testing.assert_close(head.share[3], torch.tensor(1 / 7))
 
 
+def test_codes_of_less_than_a_part_of_an_even_share_start_again():
+    """Of 4 codes an even share is a quarter; 0.4 of it is a tenth, and the shares become 0.9 of what they were."""
+    head = specs.VectorQuantized((1, 2), 4, 3, codebook_decay=0.9, restart_below=0.4).build(6).train()
+    with torch.no_grad():
+        head.codebook[1:] = 1e3 * torch.eye(3)
+        head.total.copy_(head.codebook / 4)
+        head.share[1:] = torch.tensor([0.112, 0.110, 0.3])
+    features = torch.randn(8, 6)
+    with torch.no_grad():
+        z_e = head._sites(features)
+    head(features)
+    head.move(Team())
+    torch.testing.assert_close(head.share[1:], torch.tensor([0.1008, 0.25, 0.27]))
+    torch.testing.assert_close(head.codebook[2], z_e[4, 1], msg="image 2 * 8 / 4, its other site")
+    torch.testing.assert_close(head.codebook[1], 0.9 * 1e3 / 4 * torch.tensor([1.0, 0, 0]) / 0.1008)
+
+
+def test_restarts_are_spread_over_the_batch():
+    """One image for each code, the same distance apart."""
+    head = specs.VectorQuantized((1, 1), 4, 1).build(1).train()
+    with torch.no_grad():
+        head.to_code.weight.fill_(1.0)
+        head.to_code.bias.zero_()
+    head(torch.arange(12.0)[:, None])
+    assert head.seen[:, 2].tolist() == [0, 3, 6, 9]
+    few = specs.VectorQuantized((1, 1), 8, 1).build(1).train()
+    few.to_code.load_state_dict(head.to_code.state_dict())
+    few(torch.arange(4.0)[:, None])
+    assert few.seen[:, 2].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_several_processes_learn_one_codebook_that_of_the_whole_batch(monkeypatch):
     """But for restarts, which come from one process or the other."""
     features = torch.randn(8, 30, generator=torch.Generator().manual_seed(2))
@@ -520,6 +551,18 @@ def test_a_model_with_a_codebook_is_measured_by_its_use(digits):
         IWAE(2).parts(model, None, Batch(torch.rand(2, *model.shape)), StepNoise(0, 0))
     with pytest.raises(TypeError, match="has none"):
         codebook_usage(Trainer(override(run_of("rae"), compile="off"), digits, CPU).model, digits, "test")
+
+
+def test_codes_are_counted_in_the_split_that_is_asked_for(digits):
+    data = replace(digits, train=digits.train.first(30), validation=digits.validation.first(20))
+    model = Trainer(override(run_of("vq"), compile="off"), digits, CPU).model.eval()
+    for split, images in (("train", 30), ("validation", 20), ("test", 180)):
+        with torch.no_grad():
+            codes = model.posterior(data.split(split).rows(slice(None)).x).codes
+        found = overview(model, data, split, 10)
+        assert found.per_dimension["code_counts"] == torch.bincount(codes.flatten(), minlength=8).tolist()
+        assert found.metrics["perplexity"].n == found.metrics["codes_used"].n == images
+        assert found.metrics["codes_used"].protocol.startswith(f"digits {split}, ")
 
 
 def test_what_a_model_without_a_density_has_is_measured_and_the_rest_named(digits):
