@@ -183,11 +183,13 @@ def test_objectives_of_other_betas_are_other_quantities(scored):
 
 def test_a_density_is_not_compared_with_a_probability(scored):
     """On the same pixels, under one protocol: their nats differ by the measure."""
-    numbers = {"negative_elbo": estimate(99.0, protocol="p"), "nll_10": estimate(98.0, protocol="p"),
-               "psnr": estimate(15.0, protocol="p", unit="dB"), "rate": estimate(5.0, protocol="p")}  # fmt: skip
+    of_pixels = ("negative_elbo", "distortion", "objective", "bits_per_dim", "nll_10", "nll_ais")
+    numbers = {name: estimate(99.0, protocol="p") for name in of_pixels}
+    numbers |= {"psnr": estimate(15.0, protocol="p", unit="dB"), "rate": estimate(5.0, protocol="p")}
     (table,) = scored({"static": {"test_static": numbers}, "density": {"test_static": numbers}}).tables
     together = {row.metric for row in table.rows if len(row.cells) == 2}
     assert together == {"psnr", "rate"}
+    assert {row.metric for row in table.rows if len(row.cells) == 1} == set(of_pixels)
 
 
 def test_importance_bounds_of_other_k_are_other_bounds(scored):

@@ -204,6 +204,32 @@ class TestAugment:
         turned = move(x, torch.tensor([90.0]), torch.zeros(1), torch.zeros(1))
         assert turned[0, 0, height // 2 - 6, width // 2] > 0.99
 
+    def test_the_edge_is_repeated_beyond_the_border(self):
+        """Neither black nor a mirror image comes in."""
+        columns = torch.arange(1.0, 10).expand(1, 1, 7, 9)
+        still, far = torch.zeros(1), torch.tensor([3.0])
+        expected = torch.tensor([1.0, 1, 1, 1, 2, 3, 4, 5, 6])
+        torch.testing.assert_close(move(columns, still, far, still), expected.expand(1, 1, 7, 9))
+        torch.testing.assert_close(move(columns.mT, still, still, far), expected[:, None].expand(1, 1, 9, 7))
+        expected = torch.tensor([4.0, 5, 6, 7, 8, 9, 9, 9, 9])
+        torch.testing.assert_close(move(columns, still, -far, still), expected.expand(1, 1, 7, 9))
+
+    def test_shifts_and_angles_reach_as_far_as_they_may(self):
+        """A bright pixel in the middle: up to 3 pixels away along each axis, or one right of it turned by up to 90."""
+        x = torch.zeros(2000, 1, 15, 15)
+        x[:, :, 7, 7] = 1
+        moved = augment(Batch(x), Augment(rotate=0.0, shift=3.0, augment_prob=1.0), StepNoise(0, 0)).x
+        at = torch.arange(15.0) - 7
+        for axis in (2, 3):
+            distance = (moved.sum((1, axis)) * at).sum(-1)
+            assert (distance.min(), distance.max()) == (pytest.approx(-3, abs=0.02), pytest.approx(3, abs=0.02))
+        x = torch.zeros(2000, 1, 15, 15)
+        x[:, :, 7, 12] = 1
+        moved = augment(Batch(x), Augment(rotate=90.0, shift=0.0, augment_prob=1.0), StepNoise(0, 0)).x
+        right, down = ((moved.sum((1, axis)) * at).sum(-1) for axis in (2, 3))
+        degrees = torch.rad2deg(torch.atan2(-down, right))
+        assert (degrees.min(), degrees.max()) == (pytest.approx(-90, abs=1), pytest.approx(90, abs=1))
+
     def test_share_and_strength(self):
         x = torch.rand(400, 1, 12, 12)
         batch = Batch(x)

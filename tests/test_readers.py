@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vaelab.data import readers
 from vaelab.data.readers import as_images, read_array_file, read_folder, read_idx, read_idx_pair, read_image
 from vaelab.errors import FailureError, UsageError
 
@@ -94,6 +95,18 @@ class TestFolder:
         save(tmp_path / "a.png", np.repeat(colour[..., :1], 3, 2))
         assert read_folder(tmp_path, None, None).x.shape == (1, 1, 9, 9)
         assert read_folder(tmp_path, None, 3).x.shape == (1, 3, 9, 9)
+
+    @pytest.mark.parametrize("coloured", range(5))
+    def test_one_image_in_colour_makes_all_of_them(self, tmp_path, coloured, monkeypatch):
+        """Wherever it is, also among images that are read at another time; in its last channel alone."""
+        monkeypatch.setattr(readers, "PIECE", 2)
+        for i in range(5):
+            pixels = np.full((4, 4, 3), 50, np.uint8)
+            pixels[2, 3, 2] += i == coloured
+            save(tmp_path / f"{i}.png", pixels)
+        images = read_folder(tmp_path, None, None)
+        assert images.x.shape == (5, 3, 4, 4)
+        assert images.x[:, 2, 2, 3].tolist() == [50 + (i == coloured) for i in range(5)]
 
     def test_exif_rotation_is_applied(self, tmp_path):
         picture = np.zeros((10, 20), np.uint8)
