@@ -13,11 +13,13 @@ from torch import nn
 from torch.distributions import ExpTransform, Independent, Laplace, MultivariateNormal, Normal, TransformedDistribution
 
 from oracle import dataset, linear_vae, sample_images
+from vaelab import specs
 from vaelab.config import override
 from vaelab.data import load
 from vaelab.data.datasets import Dataset, Split, unit
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import classifiers, latents
+from vaelab.evaluate.overview import overview
 from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.posteriors import NormalPosterior
@@ -455,6 +457,51 @@ def test_what_is_undefined_is_a_type_error():
     for undefined in (latents.mutual_information, latents.aggregate_kl):
         with pytest.raises(TypeError, match="undefined for this model: its posterior Point has no density"):
             undefined(points, "")
+
+
+def test_an_overview_has_the_moments_of_draws_and_of_means(digits, monkeypatch):
+    monkeypatch.setattr(latents, "FEW", 30)  # of slow densities alone
+    data = replace(digits, train=digits.train.first(150))
+    model = build_model(override(recipe("mlp"), seed=3), digits.shape)
+    found, codes = overview(model, data, "validation", 100), latents.encode(model, data, "validation", limit=100)
+    lists = {name: np.array(values) for name, values in found.per_dimension.items()}
+    np.testing.assert_allclose(lists["rate"], codes.rate.sum(0) / 100)
+    np.testing.assert_allclose(lists["variance_of_means"], np.cov(codes.loc.T).diagonal())
+    np.testing.assert_allclose(lists["mean"], codes.z.sum(0) / 100)
+    np.testing.assert_allclose(lists["variance"], np.cov(codes.z.T).diagonal())
+    assert found.metrics["active_units"].value == (lists["variance_of_means"] > 0.01).sum()
+    assert found.metrics["mutual_information"].n == found.metrics["two_sample_accuracy"].n == 100
+    assert found.metrics["active_units"].protocol.startswith("digits validation (first 100 images), ")
+    one = overview(model, data, "validation", 1).per_dimension
+    assert one["variance"] is None
+    assert one["mean"] == pytest.approx(codes.z[0].tolist())
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 30), ("validation", 25)])
+def test_an_aggregate_of_slow_densities_is_of_few_codes(digits, monkeypatch, split, count):
+    """Of a flow that needs passes of a network for each; where there are no more codes than these, of all of them."""
+    monkeypatch.setattr(latents, "FEW", 30)
+    data = replace(digits, train=digits.train.first(100), validation=digits.validation.first(25))
+    model = build_model(override(recipe("mlp"), posterior=specs.IAF(3, 1, (8,))), digits.shape)
+    metrics = overview(model, data, split, 80).metrics
+    codes = latents.encode(model, data, split, limit=count)
+    log_q = [codes.batches[0].qz.log_prob(torch.from_numpy(z).float()[None]).detach().double() for z in codes.z]
+    log_agg = torch.stack(log_q).logsumexp(1).numpy() - math.log(count)
+    information = metrics["mutual_information"]
+    assert information.n == metrics["aggregate_kl"].n == count
+    assert information.value == pytest.approx((codes.log_qz - log_agg).mean(), abs=1e-4)
+    assert metrics["aggregate_kl"].value == pytest.approx((log_agg - codes.log_pz).mean(), abs=1e-4)
+    for name in ("mutual_information", "aggregate_kl"):
+        assert ("(first 30 images)" in metrics[name].protocol) == (split == "train")
+        assert f"aggregate of N={count} codes" in metrics[name].protocol
+    assert ("(first 80 images)" in metrics["two_sample_accuracy"].protocol) == (split == "train")
+
+
+def test_an_information_is_saturated_within_half_a_nat_of_its_limit():
+    codes = codes_of(np.random.default_rng(0).standard_normal((50, 2)), -9.0)
+    mi = latents.mutual_information(codes, "")
+    for below, full in ((0.0, True), (0.49, True), (0.51, False), (2.0, False)):
+        assert latents.saturated(replace(mi, value=math.log(50) - below)) == full
 
 
 def test_nothing_to_encode_and_numbers_that_are_none_are_said():

@@ -157,6 +157,20 @@ def test_two_dimensions_that_both_have_a_factor_close_its_gap(some):
     assert scores["completeness"].value == pytest.approx(two_of_ten, abs=0.02), "the two share the importance"
 
 
+def test_dimensions_weigh_by_their_importance(some):
+    """As many dimensions that tell next to nothing of any factor are no entanglement."""
+    noise = np.random.default_rng(3).normal(size=(len(some), 5))
+    scores = factors.disentanglement(codes_of(np.concatenate([standardised(some), noise], 1)), some, "")
+    assert scores["disentanglement"].value > 0.93
+    assert scores["completeness"].value > 0.93
+
+
+def test_purity_is_one_for_one_and_zero_for_all():
+    found = factors._purity(np.array([[3.0, 0, 0, 0], [2, 2, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]))
+    np.testing.assert_allclose(found, [1, 0.5, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(factors._purity(np.array([[1.0, 1], [0, 5], [0, 2]])), [0, 1, 1], atol=1e-12)
+
+
 def test_codes_that_know_nothing_have_no_information(some):
     """Posteriors that are all the same have exactly none, and a gap of exactly 0."""
     collapsed = codes_of(np.zeros((len(some), 4)), scale=1.0)
