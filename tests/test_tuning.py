@@ -21,7 +21,8 @@ from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
-from vaelab.grid import Grid, Point, cross
+from vaelab.grid import Grid, Point, _slack, cross
+from vaelab.measure import Kept, importance_key
 from vaelab.recipes import recipe
 from vaelab.recommend import Setting, gap, recommend, seed_spread
 from vaelab.runtime import has_fast_bf16
@@ -281,6 +282,86 @@ def test_differences_are_paired(tuned):
     paired = gap(a, b, np.nan)
     assert paired.value == pytest.approx(a.nll - b.nll)
     assert 0 < paired.stderr < 0.6 * np.hypot(a.stderr, b.stderr)
+
+
+def test_what_a_bound_would_still_fall_is_what_is_left_of_one_over_k():
+    """90 + 8 / k: 0.2 above its limit at the last k, whatever other numbers there are."""
+    bounds = {f"nll_{k}": {"value": 90 + 8 / k} for k in (5, 1, 40, 10)} | {"nll_ais": {"value": 80.0}}
+    assert _slack(bounds) == pytest.approx(8 / 40)
+    assert _slack({"nll_10": {"value": 3.0}, "nll_20": {"value": 2.5}}) == pytest.approx(0.5)
+    assert _slack({"nll_1": {"value": 3.0}}) == 0.0
+
+
+def write_run(grid, point, images, *, kept=None, bf16=False, seconds=3.0, codes=None):
+    """The files of a run that was measured, with -log p(x) of each image; ``kept``: other values beside the mean."""
+    path = grid.path(point)
+    path.mkdir(parents=True)
+    (path / "best_model.pth").write_bytes(point.name.encode())
+    weights = RunFolder(path).weights_sha256()
+    images = np.asarray(images, float)
+    values = {"negative_elbo": images.mean() + 2, "distortion": 70.0, "rate": 20.0, "nll_10": images.mean() + 1,
+              "nll_20": images.mean()}  # fmt: skip
+    found = {
+        name: {"value": value, "stderr": images.std(ddof=1) / len(images) ** 0.5, "n": len(images), "protocol": "p"}
+        for name, value in values.items()
+    }
+    if codes is not None:
+        found["mutual_information"] = {"value": 5.0, "n": codes}
+    splits = {"validation": {"dynamic": {"metrics": found, "per_dimension": {}}}}
+    content = {"weights_sha256": weights, "data": {"validation_sha256": "of the images"}, "splits": splits}
+    (path / "metrics.json").write_text(json.dumps(content))
+    (path / "history.jsonl").write_text(f'{{"seconds": {seconds}}}\n' * 2)
+    key = importance_key("validation", "dynamic", "of the images", 20, bf16=bf16)
+    Kept(path / "evaluation.pt", weights).put(key, {"k=20": -np.asarray(images if kept is None else kept, float)})
+
+
+def one_setting(tmp_path, *seeds):
+    grid = Grid(plan("mlp", "digits", epochs=1)[0], cross([4], [1.0], len(seeds)), tmp_path / "grid", 20)
+    for point, seed in zip(grid.wanted, seeds, strict=True):
+        write_run(grid, point, **seed)
+    (found,), protocol = grid.settings(grid.wanted)
+    assert protocol == "p"
+    return found
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_setting_is_the_mean_over_its_seeds_and_their_spread(tmp_path, bf16):
+    seeds = [90.0, 94, 98, 94], [91, 97, 97, 95], [90, 91, 95, 92]
+    found = one_setting(tmp_path, *[{"images": images, "bf16": bf16, "seconds": i} for i, images in enumerate(seeds)])
+    assert (found.latent_dim, found.beta, found.seeds, found.has_beta) == (4, 1.0, 3, True)
+    assert found.nll == pytest.approx((94 + 95 + 92) / 3)
+    assert found.spread == pytest.approx(np.std([94, 95, 92], ddof=1))
+    by_image = np.array([271, 282, 290, 281]) / 3
+    np.testing.assert_allclose(found.images, by_image)
+    assert found.stderr == pytest.approx(by_image.std(ddof=1) / 2)
+    assert found.slack == pytest.approx(1.0)
+    assert found.means["negative_elbo"] == pytest.approx(found.nll + 2)
+    assert found.means["seconds"] == pytest.approx(2.0), "two epochs of 0, 1 and 2"
+    assert "mutual_information" not in found.means
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    assert np.isnan(one_setting(tmp_path, {"images": [90.0, 94, 98]}).spread)
+
+
+def test_an_information_is_of_as_many_codes_as_the_fewest(tmp_path):
+    """Which bound it: log of their number."""
+    found = one_setting(tmp_path, *[{"images": [90.0, 94, 98], "codes": codes} for codes in (200, 10_000)])
+    assert (found.codes, found.means["mutual_information"]) == (200, 5.0)
+
+
+@pytest.mark.parametrize("kept", [[92.0, 94, 96.1], [92.0, 94], [-92.0, -94, -96]])
+def test_values_of_other_images_than_those_that_were_reported_are_not_paired(tmp_path, kept):
+    """Nor are those of the other seeds, which alone would be another mean."""
+    found = one_setting(tmp_path, {"images": [90.0, 94, 98]}, {"images": [92.0, 94, 96], "kept": kept})
+    assert found.images is None
+    assert found.stderr == pytest.approx((4 + 2) / 2 / 3**0.5)
+    assert found.nll == 94
+
+
+def test_of_more_values_than_were_reported_the_first_are_paired(tmp_path):
+    found = one_setting(tmp_path, {"images": [90.0, 94, 98], "kept": [90.0, 94, 98, 500]})
+    assert found.images.tolist() == [90, 94, 98]
 
 
 def test_stages_follow_what_is_there(tuned, tmp_path):
