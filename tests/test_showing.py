@@ -11,10 +11,13 @@ from PIL import Image
 
 import vaelab
 from vaelab import figures, media, pictures, report
-from vaelab.cli import main
+from vaelab.cli import main, showing
+from vaelab.data import load
 from vaelab.errors import UsageError
 from vaelab.evaluate.neighbours import nearest_images
-from vaelab.scene import scene_of
+from vaelab.objectives import elbo_terms
+from vaelab.runtime import RowNoise
+from vaelab.scene import closest, first_of_each_class, scene_of, sums, weighed
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,73 @@ def test_an_interpolation_begins_and_ends_at_its_codes(scene):
     middle = figures.decode(scene.model, ((codes[0] + codes[2]) * 0.6)[None] / 1.2)[0, 0]
     halfway = figures.interpolation(scene.model, codes[:1], codes[2:3], steps=3)
     np.testing.assert_allclose(cell(halfway, 0, 1), middle, atol=1e-4)
+
+
+def images_of(split, label):
+    return split.rows(slice(None)).x[split.y == label]
+
+
+def typical(model, split, label, rank=0):
+    """The code of a class's image that is the closest to the mean of its codes, or the next."""
+    with torch.no_grad():
+        codes = model.center(images_of(split, label))
+    return codes[(codes - codes.mean(0)).square().sum(1).argsort()[rank]]
+
+
+def test_ways_start_from_validation_images(scene):
+    """The typical ones of each class; those of films and pictures, and those that are asked for by their number."""
+    model, split = scene.model, scene.data.validation
+    codes = torch.stack([typical(model, split, label) for label in range(10)])
+    torch.testing.assert_close(scene.typical(10), codes)
+    torch.testing.assert_close(torch.cat(scene.pairs()), codes[:8])
+    film = pictures.wandering(scene, frames=1, hold=1)
+    torch.testing.assert_close(film[::2], figures.decode(model, codes))
+    film = pictures.digits(model, scene.data, "3855", frames=1, hold=1)
+    path = torch.stack([codes[3], codes[8], codes[5], typical(model, split, 5, rank=1)])
+    torch.testing.assert_close(film[::2], figures.decode(model, path))
+    with torch.no_grad():
+        chosen = model.center(split.rows(slice(None)).x[[3, 177]])
+    torch.testing.assert_close(showing._codes(scene, [3, 177], "--images"), chosen)
+
+
+def test_images_to_judge_by_are_the_first_of_each_class_for_validation(scene):
+    split = scene.data.validation
+    expected = torch.stack([images_of(split, label)[round_] for round_ in range(2) for label in range(10)])
+    assert torch.equal(first_of_each_class(scene.data, 20), expected)
+    np.testing.assert_allclose(pictures.progress(scene)[:28, 29:57, 0], expected[1, 0], atol=1e-6)
+
+
+def test_maps_and_bars_are_of_validation_images(scene):
+    with torch.no_grad():
+        means = scene.model.center(scene.data.validation.rows(slice(None)).x)
+    np.testing.assert_allclose(scene.means, means, atol=1e-5)
+    names, (a, b, c) = sums(scene)
+    for codes, part in ((a, 0), (b, 1), (c, 2)):
+        y = scene.data.validation.y == int(names[0][part])
+        torch.testing.assert_close(codes[0], means[y].mean(0))
+
+
+def test_importance_weights_are_of_validation_images_made_binary(scene, monkeypatch):
+    monkeypatch.setattr("vaelab.scene.WEIGHED", (12, 10))
+    bounds, ess, words = weighed(scene)
+    assert words == "dynamic binarization (fixed draw)"
+    assert len(ess) == 12
+    binary = load("digits", protocol="dynamic")
+    batches = [(batch, RowNoise(1)) for batch, _ in [next(binary.batches("validation", 12))]]
+    distortion, rate = elbo_terms(scene.model, batches, num_samples=200)
+    assert abs((bounds[1] + distortion + rate).mean()) < 6, "an ELBO of other draws"
+    assert np.corrcoef(bounds[1], -distortion - rate)[0, 1] > 0.95
+
+
+def test_samples_are_compared_with_training_images_and_with_validation_images_reconstructed(scene):
+    found = closest(scene)
+    every = scene.data.train.rows(slice(None)).x.flatten(1)
+    assert found.searched == len(every)
+    assert (found.nearest.flatten(0, 1).flatten(1)[:, None] == every).all(2).any(1).all()
+    with torch.no_grad():
+        smooth = figures.decode(scene.model, scene.model.center(scene.data.validation.rows(slice(None)).x)).flatten(1)
+    distances = torch.cdist(smooth, every).amin(1)
+    assert found.of_held_out == pytest.approx(float(distances.quantile(0.5)), rel=1e-3)
 
 
 def test_arithmetic_decodes_the_sum(scene):
