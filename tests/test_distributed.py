@@ -394,6 +394,26 @@ def test_several_nodes(alone, tmp_path):
     assert_same_trace(alone, tmp_path / "run")
 
 
+def test_each_process_drops_units_of_its_own(digits):
+    """What torch's global generator gives depends on seed, step and process; the first one's is that of one alone."""
+    trainer = Trainer(override(recipes.conv_beta(), batch_size=24, dropout=0.5, compile="off"), digits, CPU)
+    drawn = []
+
+    def step(objective, batch, noise):
+        drawn.append(torch.rand(4))
+        return torch.zeros(len(trainer.names))
+
+    trainer._take_step = step
+    for at, rank, world in ((0, 0, 1), (0, 0, 2), (0, 1, 2), (1, 0, 2), (1, 1, 2), (0, 1, 2)):
+        trainer.step, trainer.team = at, Team(rank, world)
+        torch.manual_seed(9)
+        trainer.train_step()
+    alone, first, second, later, later_second, again = drawn
+    assert torch.equal(alone, first)
+    assert torch.equal(again, second)
+    assert len(torch.stack([first, second, later, later_second]).unique(dim=0)) == 4
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(digits):
     with pytest.raises(UsageError, match="a batch of 33 cannot be shared by 2 processes: choose a --batch-size that "):
         Trainer(override(recipes.mlp(), batch_size=33), digits, CPU, Team(0, 2))

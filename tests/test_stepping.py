@@ -150,6 +150,34 @@ def test_the_update_is_torchs(clip, decay):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_every_group_is_updated_by_its_own_settings():
+    """Two optimizers of other rates, betas, decays and clipped norms; one rate changes between two steps."""
+    torch.manual_seed(0)
+    settings = {"model": {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1},
+                "critic": {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-2, "weight_decay": 0.3}}  # fmt: skip
+    ours, theirs = ({name: [nn.Parameter(torch.ones(n)) for n in (3, 2)] for name in settings} for _ in range(2))
+    optimizers, references = (
+        {name: torch.optim.AdamW(groups[name], **settings[name]) for name in settings} for groups in (ours, theirs)
+    )
+    update = AdamUpdate(optimizers, 0.5)
+    for size in (0.01, 10.0, 0.1):
+        gradients = {name: [size * torch.randn_like(parameter) for parameter in theirs[name]] for name in settings}
+        gradients["critic"] = [gradient / 5 for gradient in gradients["critic"]]
+        norms = []
+        for name, reference in references.items():
+            for parameter, gradient in zip(theirs[name], gradients[name], strict=True):
+                parameter.grad = gradient.clone()
+            norms.append(nn.utils.clip_grad_norm_(theirs[name], 0.5))
+            reference.step()
+        found = update(ours, gradients, [*update.state, *update.numbers()])
+        update.taken += 1
+        torch.testing.assert_close(found, max(norms))
+        for name in settings:
+            torch.testing.assert_close(ours[name], theirs[name])
+        for named in (optimizers, references):
+            named["critic"].param_groups[0]["lr"] /= 2
+
+
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.1}])
 def test_other_rules_are_refused(options):
     with pytest.raises(CannotCompileError, match="Adam"):

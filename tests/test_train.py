@@ -314,6 +314,22 @@ class TestResume:
         with pytest.raises(FailureError, match=r"last\.pt is damaged"):
             fit(override(RUNS["mlp"], epochs=2), out=out, resume=True)
 
+    def test_a_damaged_line_of_the_history_is_named_unless_it_is_the_last(self, tmp_path):
+        """A crash cuts the last line short; what stands before it was whole once."""
+        file, lines = tmp_path / "history.jsonl", [f'{{"epoch": {epoch}}}' for epoch in (1, 2, 3)]
+        file.write_text("\n".join([*lines[:2], lines[2][:5]]))
+        assert RunFolder(tmp_path).history() == [{"epoch": 1}, {"epoch": 2}]
+        file.write_text("\n".join([lines[0], lines[1][:5], lines[2]]) + "\n")
+        with pytest.raises(FailureError, match=r"history\.jsonl, line 2 is not JSON"):
+            RunFolder(tmp_path).history()
+
+    def test_records_of_steps_that_are_taken_again_are_dropped(self, tmp_path):
+        folder = RunFolder(tmp_path)
+        for step in (11, 22, 33):
+            folder.append_history({"step": step})
+        folder.cut_history(22)
+        assert folder.history() == [{"step": 11}, {"step": 22}]
+
     def test_a_checkpoint_that_would_run_code_is_refused(self, out):
         import pickle
 
@@ -340,6 +356,10 @@ class TestResume:
         assert same_bits(RunFolder.open(out).load_last(), before)
 
 
+def rates_of(trainer: Trainer) -> list[float]:
+    return [group["lr"] for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+
+
 class TestMonitoring:
     def test_nothing_counts_before_annealing_and_warm_up_have_ended(self, digits):
         """Through a KL warm-up of 4 epochs with a patience of 1, no run stops, and no early epoch is the best."""
@@ -356,6 +376,29 @@ class TestMonitoring:
                 assert not trainer.stopped
         assert trainer.best[1] >= 4
         assert trainer.best[0] == min(loss for epoch, loss in losses.items() if epoch >= 4)
+
+    @pytest.mark.parametrize(("annealing", "warmup", "settled"), [(0, 0, 1), (1, 3, 3), (4, 1, 4), (0, 2.5, 3)])
+    def test_the_longer_of_annealing_and_warm_up_is_waited_for(self, digits, annealing, warmup, settled):
+        """The losses before are lower, and neither the best nor the beginning of patience."""
+        run = override(RUNS["conv-beta"], kl_warmup_epochs=float(annealing), warmup_epochs=float(warmup), patience=2)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        while not trainer.stopped:
+            trainer.step += trainer.steps_per_epoch
+            trainer._monitor(float(trainer.epoch))
+            assert (trainer.best is None) == (trainer.best_weights is None) == (trainer.epoch < settled)
+        assert trainer.best == (settled, settled)
+        assert trainer.epoch == settled + 2
+
+    def test_a_plateau_is_none_before_annealing_has_ended(self, digits):
+        plateau = {"learning_rate": 0.1, "lr_factor": 0.5, "lr_patience": 1}
+        run = override(RUNS["conv-warmup"], kl_warmup_epochs=3.0, patience=99, **plateau)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        rates = []
+        for _ in range(6):
+            trainer.step += trainer.steps_per_epoch
+            trainer._monitor(float(trainer.epoch))
+            rates.append(trainer.learning_rate())
+        assert rates == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05], "epochs 4 and 5 are worse than 3"
 
     def test_what_is_monitored_is_the_objective_at_its_final_beta(self, digits):
         run = override(RUNS["mlp"], beta=3.0, kl_warmup_epochs=50.0, epochs=1)
@@ -381,6 +424,32 @@ class TestMonitoring:
         rates = [record["learning_rate"] for record in RunFolder.open(tmp_path / "run").history()]
         assert rates[0] == pytest.approx(1e-12)
         assert rates[-1] == pytest.approx(1e-13)
+
+    def test_a_plateau_lowers_the_rate_of_every_group(self, digits):
+        """Also if a checkpoint is gone on with after each epoch; steps leave the rates alone."""
+        run = override(recipe("mlp"), data="digits", schedule="plateau", compile="off", learning_rate=1e-3,
+                       lr_factor=0.5, lr_patience=2, min_lr=3e-4)  # fmt: skip
+        run = dataclasses.replace(run, objective=objectives.Factor(critic_dims=(8,)))
+        trainer, other = (Trainer(run, digits, torch.device("cpu")) for _ in range(2))
+        seen = []
+        for epoch in range(1, 9):
+            trainer.train_step()
+            trainer.step = epoch * trainer.steps_per_epoch
+            trainer._monitor(5.0)
+            other.load_state(trainer.state(), trainer.best_weights)
+            trainer, other = other, trainer
+            seen.append(rates_of(trainer))
+        expected = [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 3e-4, 3e-4]
+        assert seen == [pytest.approx([rate, rate]) for rate in expected]
+
+    def test_a_schedule_sets_the_rate_of_every_group(self, digits):
+        changes = {"base_lr": 0.001, "max_lr": 0.003, "warmup_epochs": 1.0, "batch_size": len(digits.train) // 4}
+        run = override(recipe("mlp"), data="digits", schedule="warmup-cosine", compile="off", **changes)
+        run = dataclasses.replace(run, objective=objectives.Factor(critic_dims=(8,)))
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        for rate in (0.001, 0.0015, 0.002):
+            trainer.train_step()
+            assert rates_of(trainer) == pytest.approx([rate, rate])
 
     def test_the_plateau_works_below_zero_too(self):
         """A Gaussian likelihood gives negative losses; torch's relative threshold would call a worse one better."""
@@ -409,6 +478,119 @@ class TestMonitoring:
             now = trainer.model.decoder.layers[0].weight.detach().clone()
             expected = now if expected is None else 0.5 * expected + 0.5 * now
         torch.testing.assert_close(trainer.evaluated.decoder.layers[0].weight, expected)
+
+
+class TestValidation:
+    def test_it_is_the_mean_over_all_images_of_the_averaged_model_in_evaluation_mode(self, digits):
+        """180 images, fewer than are taken at a time; dropout and batch norm are on before and after."""
+        run = override(RUNS["conv-beta"], precision="fp32", dropout=0.5, batch_size=100)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        for _ in range(3):
+            trainer.train_step()
+        trainer.evaluated.train()
+        found = trainer.validate()
+        distortion, rate = elbo_terms(trainer.average.module.eval(), digits.batches("validation", 77))
+        assert found["validation_distortion"] == pytest.approx(distortion.mean(), rel=1e-5)
+        assert found["validation_rate"] == pytest.approx(rate.mean(), rel=1e-5)
+        assert found["validation_loss"] == pytest.approx(distortion.mean() + 0.8 * rate.mean(), rel=1e-5)
+        trainer.step = trainer.steps_per_epoch
+        trainer.model.eval()
+        trainer.train_step()
+        assert trainer.model.training
+
+    def test_what_an_objective_learns_is_in_evaluation_mode_too(self, digits):
+        @dataclasses.dataclass(frozen=True)
+        class Dropped(objectives.ELBO):
+            def networks(self, model):
+                return torch.nn.ModuleDict({"drop": torch.nn.Dropout()})
+
+            def parts(self, model, networks, batch, noise):
+                parts = super().parts(model, networks, batch, noise)
+                return {**parts, "distortion": networks["drop"](parts["distortion"])}
+
+        run = dataclasses.replace(RUNS["mlp"], objective=Dropped())
+        trainer = Trainer(override(run, precision="fp32", compile="off"), digits, torch.device("cpu"))
+        trainer.train_step()
+        found = trainer.validate()
+        assert trainer.networks.training is False
+        distortion, _ = elbo_terms(trainer.model, digits.batches("validation", 180))
+        assert found["validation_distortion"] == pytest.approx(distortion.mean(), rel=1e-5)
+        trainer.step = trainer.steps_per_epoch
+        trainer.train_step()
+        assert trainer.networks.training
+
+    def test_parts_that_depend_on_the_others_of_a_batch_are_those_of_batches_as_in_training(self, digits):
+        """A critic sees dimensions permuted over 50 images at a time, and over the 30 that are left."""
+        run = override(recipe("mlp"), data="digits", batch_size=50, precision="fp32", compile="off")
+        run = dataclasses.replace(run, objective=objectives.Factor(critic_dims=(8,)))
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        trainer.train_step()
+        found = trainer.validate()["validation_critic"]
+
+        def by_batches_of(size):
+            with torch.no_grad():
+                batches = digits.batches("validation", size)
+                parts = [run.objective.parts(trainer.model, trainer.networks, *batch)["critic"] for batch in batches]
+            return float(torch.cat(parts).mean())
+
+        assert found == pytest.approx(by_batches_of(50), rel=1e-6)
+        assert abs(found - by_batches_of(180)) > 1e-4
+
+    def test_it_is_computed_as_training_is(self, digits):
+        """In bf16 products, where those of the steps are."""
+        trainer = Trainer(override(RUNS["mlp"], precision="bf16", compile="off"), digits, torch.device("cpu"))
+        found = trainer.validate()["validation_distortion"]
+        exact, _ = elbo_terms(trainer.model, digits.batches("validation", 500))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, _ = elbo_terms(trainer.model, digits.batches("validation", 500))
+        assert found == pytest.approx(rounded.mean(), rel=1e-9)
+        assert found != pytest.approx(exact.mean(), rel=1e-9)
+
+
+def test_pseudo_inputs_start_at_training_images_of_the_seeds_choice(digits):
+    def chosen(seed, count):
+        run = override(recipe("mlp"), data="digits", prior="vamp", num_components=count, compile="off", seed=seed)
+        trainer = Trainer(run, digits, torch.device("cpu"))
+        images = trainer._some_images(count)
+        assert torch.equal(trainer.model.prior_part.pseudo_inputs, images)
+        same = (images.flatten(1)[:, None] == digits.train.rows(slice(None)).x.flatten(1)).all(2)
+        assert same.any(1).all()
+        return same.float().argmax(1).tolist()
+
+    first = chosen(0, 12)
+    assert len(set(first)) == 12
+    assert chosen(0, 12) == first
+    assert chosen(0, 5) == first[:5]
+    assert set(first) != set(chosen(1, 12))
+    assert max(first) > 100, "from all of them"
+
+
+def seen_by(trainer, steps):
+    """The images of some steps that change nothing."""
+    seen = []
+
+    def step(objective, batch, noise):
+        seen.append(batch.x)
+        return torch.zeros(len(trainer.names))
+
+    trainer._take_step = step
+    for _ in range(steps):
+        trainer.train_step()
+    return torch.cat(seen)
+
+
+def test_every_step_moves_every_image_in_its_own_way(digits):
+    """Of one image, thirty times over: two steps an epoch, and two epochs."""
+    once = digits.train.first(1)
+    train = dataclasses.replace(once, **{name: torch.cat([getattr(once, name)] * 30) for name in ("x", "y", "index")})
+    data = dataclasses.replace(digits, train=train)
+    run = override(RUNS["conv-beta"], augment_prob=1.0, batch_size=15, compile="off")
+    seen = seen_by(Trainer(run, data, torch.device("cpu")), 4)
+    assert len(seen.unique(dim=0)) == 60
+    again = seen_by(Trainer(run, data, torch.device("cpu")), 4)
+    assert torch.equal(again, seen)
+    other = seen_by(Trainer(override(run, seed=1), data, torch.device("cpu")), 4)
+    assert len(torch.cat([seen, other]).unique(dim=0)) == 120
 
 
 def test_schedules_drive_the_optimizer_and_the_weight_on_the_rate(digits, tmp_path):
