@@ -204,6 +204,14 @@ class TestAugment:
         turned = move(x, torch.tensor([90.0]), torch.zeros(1), torch.zeros(1))
         assert turned[0, 0, height // 2 - 6, width // 2] > 0.99
 
+    @pytest.mark.parametrize(("height", "width"), [(21, 21), (21, 41)])
+    def test_an_image_is_turned_about_its_centre_and_then_shifted(self, height, width):
+        """Right of the centre by 6 pixels, then above it, then 3 further to the right and 2 down."""
+        x = torch.zeros(1, 1, height, width)
+        x[0, 0, height // 2, width // 2 + 6] = 1
+        moved = move(x, torch.tensor([90.0]), torch.tensor([3.0]), torch.tensor([2.0]))
+        assert moved[0, 0, height // 2 - 6 + 2, width // 2 + 3] > 0.99
+
     def test_the_edge_is_repeated_beyond_the_border(self):
         """Neither black nor a mirror image comes in."""
         columns = torch.arange(1.0, 10).expand(1, 1, 7, 9)
@@ -215,7 +223,8 @@ class TestAugment:
         torch.testing.assert_close(move(columns, still, -far, still), expected.expand(1, 1, 7, 9))
 
     def test_shifts_and_angles_reach_as_far_as_they_may(self):
-        """A bright pixel in the middle: up to 3 pixels away along each axis, or one right of it turned by up to 90."""
+        """A bright pixel in the middle: up to 3 pixels away along each axis; or one right of it turned by up to 90, though
+        not all are."""
         x = torch.zeros(2000, 1, 15, 15)
         x[:, :, 7, 7] = 1
         moved = augment(Batch(x), Augment(rotate=0.0, shift=3.0, augment_prob=1.0), StepNoise(0, 0)).x
@@ -225,7 +234,7 @@ class TestAugment:
             assert (distance.min(), distance.max()) == (pytest.approx(-3, abs=0.02), pytest.approx(3, abs=0.02))
         x = torch.zeros(2000, 1, 15, 15)
         x[:, :, 7, 12] = 1
-        moved = augment(Batch(x), Augment(rotate=90.0, shift=0.0, augment_prob=1.0), StepNoise(0, 0)).x
+        moved = augment(Batch(x), Augment(rotate=90.0, shift=0.0, augment_prob=0.3), StepNoise(0, 0)).x
         right, down = ((moved.sum((1, axis)) * at).sum(-1) for axis in (2, 3))
         degrees = torch.rad2deg(torch.atan2(-down, right))
         assert (degrees.min(), degrees.max()) == (pytest.approx(-90, abs=1), pytest.approx(90, abs=1))

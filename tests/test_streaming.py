@@ -81,6 +81,24 @@ def test_a_folder_on_disk_is_the_folder_in_memory(images, reading, tmp_path, str
     assert len(list(cache.iterdir())) == 1, "one file, and nothing half-made"
 
 
+def test_a_folder_is_copied_piece_by_piece_and_once_for_each_way_of_reading(tmp_path, streamed, cache, monkeypatch):
+    """One image in colour, at the end, makes all of three channels."""
+    mostly = np.repeat(GREY[..., None], 3, 3)
+    mostly[-1] = COLOUR[-1]
+    for kind, images in (("grey", GREY), ("mostly", mostly)):
+        root = folder_of(images, tmp_path / kind, classes=1)
+        readings = [Reading(), Reading(channels=1), Reading(channels=3), Reading(image_size=(9, 9))]
+        with monkeypatch.context() as memory:
+            memory.setattr(streaming, "STREAMED", 2**30)
+            whole = [load(str(root), reading=reading) for reading in readings]
+        streamed()
+        monkeypatch.setattr(streaming, "PIECE", 7)
+        for in_memory, reading in zip(whole, readings, strict=True):
+            same(in_memory, load(str(root), reading=reading))
+        assert whole[0].shape[0] == (1 if kind == "grey" else 3)
+    assert len(list(cache.iterdir())) == 8
+
+
 def counted(monkeypatch) -> list[Path]:
     """The files that are read from now on."""
     read, original = [], readers.read_image
