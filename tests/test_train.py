@@ -389,6 +389,17 @@ class TestMonitoring:
         assert trainer.best == (settled, settled)
         assert trainer.epoch == settled + 2
 
+    def test_the_best_weights_stay_what_they_were(self, digits):
+        trainer = Trainer(override(RUNS["mlp"], compile="off"), digits, torch.device("cpu"))
+        states = []
+        for epoch, loss in enumerate((2.0, 1.0, 3.0), 1):
+            trainer.train_step()
+            trainer.step = epoch * trainer.steps_per_epoch
+            trainer._monitor(loss)
+            states.append({name: value.clone() for name, value in weights(trainer.model).items()})
+        best = weights(trainer.best_model())
+        assert [same_bits(best, state) for state in states] == [False, True, False]
+
     def test_a_plateau_is_none_before_annealing_has_ended(self, digits):
         plateau = {"learning_rate": 0.1, "lr_factor": 0.5, "lr_patience": 1}
         run = override(RUNS["conv-warmup"], kl_warmup_epochs=3.0, patience=99, **plateau)
@@ -441,6 +452,8 @@ class TestMonitoring:
             seen.append(rates_of(trainer))
         expected = [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 3e-4, 3e-4]
         assert seen == [pytest.approx([rate, rate]) for rate in expected]
+        assert trainer.best == (5.0, 1), "as good is no better"
+        assert not trainer.stopped, "without patience"
 
     def test_a_schedule_sets_the_rate_of_every_group(self, digits):
         changes = {"base_lr": 0.001, "max_lr": 0.003, "warmup_epochs": 1.0, "batch_size": len(digits.train) // 4}
