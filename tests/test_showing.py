@@ -429,6 +429,28 @@ def test_traverse_and_interpolate_write_what_is_asked_for(run, tmp_path):
     assert (run / "interpolate.png").exists()
 
 
+@pytest.mark.parametrize("split", [None, "train", "validation", "test"])
+def test_reconstructions_are_of_the_first_images_of_the_split_that_is_asked_for(run, scene, split, tmp_path):
+    """Of the test images, if of none."""
+    out, name = tmp_path / "r.png", split or "test"
+    assert main(["reconstruct", str(run), "--num", "3", "--out", str(out), *(["--split", split] if split else [])]) == 0
+    x = scene.data.split(name).rows(slice(3)).x
+    expected = figures.reconstructions(scene.model, x, title=f"mlp: images ({name}) and their reconstructions")
+    assert out.read_bytes() == media.encode(expected, ".png")
+
+
+def test_commands_move_from_the_validation_images_that_are_named(run, scene, tmp_path):
+    with torch.no_grad():
+        codes = scene.model.center(scene.data.validation.rows(slice(None)).x)
+    traverse, interpolate = tmp_path / "t.png", tmp_path / "i.gif"
+    assert main(["traverse", str(run), "--image", "7", "--rows", "2", "--steps", "3", "--out", str(traverse)]) == 0
+    title = scene.title("Traversals of validation image 7, by rate")
+    expected = figures.traversals(scene.model, codes[7], scene.order[:2], scene.rate, steps=3, title=title)
+    assert traverse.read_bytes() == media.encode(expected, ".png")
+    assert main(["interpolate", str(run), "--images", "9", "4", "--steps", "2", "--out", str(interpolate)]) == 0
+    assert interpolate.read_bytes() == media.encode(figures.walk(scene.model, codes[[9, 4]], frames=2), ".gif")
+
+
 def test_images_beyond_the_map_can_be_moved_from(run, tmp_path, monkeypatch):
     monkeypatch.setattr("vaelab.scene.MAPPED", 50)
     assert main(["traverse", str(run), "--image", "179", "--rows", "2", "--out", str(tmp_path / "t.png")]) == 0

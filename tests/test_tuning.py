@@ -364,6 +364,29 @@ def test_of_more_values_than_were_reported_the_first_are_paired(tmp_path):
     assert found.images.tolist() == [90, 94, 98]
 
 
+def test_a_measurement_counts_if_it_is_whole_and_of_these_weights(tmp_path):
+    grid = Grid(plan("mlp", "digits", epochs=1)[0], (Point(0, 4, 1.0),), tmp_path, 20)
+    (point,) = grid.wanted
+    write_run(grid, point, [90.0, 94, 98])
+    file, weights = grid.path(point) / "metrics.json", grid.path(point) / "best_model.pth"
+    content = json.loads(file.read_text())
+    assert grid.metrics(point)["nll_20"]["value"] == 94
+    for name in ("nll_20", "negative_elbo", "distortion", "rate"):
+        cut = json.loads(file.read_text())
+        del cut["splits"]["validation"]["dynamic"]["metrics"][name]
+        file.write_text(json.dumps(cut))
+        assert grid.metrics(point) is None, name
+        file.write_text(json.dumps(content))
+    for split, protocol in (("test", "dynamic"), ("validation", "grey")):
+        place = content["splits"]["validation"]["dynamic"]
+        file.write_text(json.dumps({**content, "splits": {split: {protocol: place}}}))
+        assert grid.metrics(point) is None, "those are other images"
+    file.write_text(json.dumps(content))
+    assert grid.metrics(point) is not None
+    weights.write_bytes(b"others")
+    assert grid.metrics(point) is None
+
+
 def test_stages_follow_what_is_there(tuned, tmp_path):
     base, _ = plan("mlp", "digits", epochs=EPOCHS)
     out = tmp_path / "copy"
