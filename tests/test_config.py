@@ -114,8 +114,11 @@ def test_what_bf16_changes_was_measured_of_the_recipes_own_parts():
     run = v.recipes.mlp()
     assert run.bf16_gap is not None
     assert override(run, epochs=3, encoder="mlp", latent_dim=7).bf16_gap == run.bf16_gap
-    for slot, word in (("posterior", "full-normal"), ("prior", "vamp"), ("objective", "iwae"), ("encoder", "conv")):
+    others = {"posterior": "full-normal", "prior": "vamp", "objective": "iwae", "encoder": "conv", "decoder": "conv",
+              "likelihood": "gaussian"}  # fmt: skip
+    for slot, word in others.items():
         assert override(run, **{slot: word}).bf16_gap is None
+    assert override(run, optimizer="adamw", schedule="plateau").bf16_gap == run.bf16_gap
 
 
 def test_the_flags_of_conv_beta_are_pinned():
