@@ -472,6 +472,8 @@ def test_an_overview_has_the_moments_of_draws_and_of_means(digits, monkeypatch):
     assert found.metrics["active_units"].value == (lists["variance_of_means"] > 0.01).sum()
     assert found.metrics["mutual_information"].n == found.metrics["two_sample_accuracy"].n == 100
     assert found.metrics["active_units"].protocol.startswith("digits validation (first 100 images), ")
+    probes = classifiers.probes(latents.encode(model, data, "train"), codes, "")
+    assert {name: found.metrics[name].value for name in probes} == {name: probe.value for name, probe in probes.items()}
     one = overview(model, data, "validation", 1).per_dimension
     assert one["variance"] is None
     assert one["mean"] == pytest.approx(codes.z[0].tolist())

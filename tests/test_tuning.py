@@ -21,11 +21,12 @@ from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
-from vaelab.grid import Grid, Point, _slack, cross
+from vaelab.grid import Grid, Point, _is_trained, _slack, cross
 from vaelab.measure import Kept, importance_key
 from vaelab.recipes import recipe
 from vaelab.recommend import Setting, gap, recommend, seed_spread
 from vaelab.runtime import has_fast_bf16
+from vaelab.train import fit
 from vaelab.tuning import plan
 
 N = 400
@@ -385,6 +386,22 @@ def test_a_measurement_counts_if_it_is_whole_and_of_these_weights(tmp_path):
     assert grid.metrics(point) is not None
     weights.write_bytes(b"others")
     assert grid.metrics(point) is None
+
+
+def test_a_run_that_stopped_early_is_trained_and_one_that_was_interrupted_is_not(tmp_path, digits):
+    run = override(recipe("mlp"), data="digits", epochs=60, patience=1, learning_rate=1e-12, batch_size=1437)
+    fit(run, digits, out=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    state = folder.load_last()
+    assert state["stopped"]
+    assert state["step"] < 60
+    assert _is_trained(folder)
+    folder.save_last({**state, "stopped": False})
+    assert not _is_trained(folder)
+    folder.save_last({**state, "stopped": False, "step": 60})
+    assert _is_trained(folder)
+    (tmp_path / "run" / "best_model.pth").unlink()
+    assert not _is_trained(folder)
 
 
 def test_stages_follow_what_is_there(tuned, tmp_path):
