@@ -265,7 +265,19 @@ def test_codes_start_at_different_images(head):
     head.start_at(features)
     z_e = sites_of(head, features)
     for k, code in enumerate(head.codebook):
-        assert torch.isclose(code, z_e[k], atol=1e-5).all(1).any(), "code k is a vector of image k"
+        torch.testing.assert_close(code, z_e[k, k % 6], msg="code k is a vector of image k, of the next site each time")
+    head.start_at(features[:2])
+    for k, code in enumerate(head.codebook):
+        torch.testing.assert_close(code, z_e[k % 2, (k + k // 2) % 6], msg="no vector twice")
+
+
+def test_a_training_starts_with_codes_of_as_many_training_images(digits):
+    trainer = Trainer(override(run_of("vq"), compile="off"), digits, CPU)
+    head, images = trainer.model.posterior_head, trainer._some_images(8)
+    assert len(images) == 8
+    with torch.no_grad():
+        z_e = head._sites(trainer.model.encoder(images))
+    torch.testing.assert_close(head.codebook, z_e[range(8), range(8)], rtol=1e-4, atol=1e-5)
 
 
 def test_the_uniform_prior_scores_and_samples_codes(head):
