@@ -428,13 +428,15 @@ class TestMonitoring:
         best = history.index(min(history))
         assert len(history) == best + 3 < 50
 
-    def test_the_plateau_reduces_the_learning_rate(self, digits, tmp_path):
-        still = {"learning_rate": 1e-12, "min_lr": 0.0, "lr_factor": 0.1, "lr_patience": 1}
-        run = override(RUNS["conv-warmup"], epochs=4, patience=4, kl_warmup_epochs=0.0, **still)
-        fit(run, digits, out=tmp_path / "run")
-        rates = [record["learning_rate"] for record in RunFolder.open(tmp_path / "run").history()]
-        assert rates[0] == pytest.approx(1e-12)
-        assert rates[-1] == pytest.approx(1e-13)
+    def test_the_plateau_reduces_the_learning_rate(self, digits):
+        """Of weights that stay as they are; an epoch's record has the rate of its steps."""
+        still = {"learning_rate": 0.01, "min_lr": 0.0, "lr_factor": 0.1, "lr_patience": 1}
+        run = override(RUNS["conv-warmup"], epochs=6, patience=6, kl_warmup_epochs=0.0, **still)
+        trainer, rates = Trainer(run, digits, torch.device("cpu")), []
+        while not trainer.done:
+            trainer.step += trainer.steps_per_epoch
+            rates.append(trainer.end_epoch()["learning_rate"])
+        assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
 
     def test_a_plateau_lowers_the_rate_of_every_group(self, digits):
         """Also if a checkpoint is gone on with after each epoch; steps leave the rates alone."""
@@ -575,7 +577,7 @@ def test_pseudo_inputs_start_at_training_images_of_the_seeds_choice(digits):
     assert chosen(0, 12) == first
     assert chosen(0, 5) == first[:5]
     assert set(first) != set(chosen(1, 12))
-    assert max(first) > 100, "from all of them"
+    assert max(first) > len(digits.train) // 2, "of all of them"
 
 
 def seen_by(trainer, steps):
