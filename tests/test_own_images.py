@@ -16,7 +16,7 @@ from vaelab.cli import main
 from vaelab.errors import FailureError
 from vaelab.figures.projections import project
 from vaelab.labels import images, readable
-from vaelab.scene import typical_rows
+from vaelab.scene import typical_of_each, typical_rows
 
 CAFE = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives hold
 
@@ -182,3 +182,12 @@ def test_codes_that_are_all_the_same_have_a_map_without_warnings(recwarn):
     found = project(np.ones((10, 3), np.float32), "pca")
     assert found.axes[0] == "principal component 1 (0% of the variance)"
     assert not recwarn.list
+
+
+def test_typical_images_are_of_all_classes_in_turn():
+    means = np.array([[0.0], [0.4], [5.0], [9.0], [5.5], [6.0]], np.float32)
+    y = np.array([0, 0, 1, 0, 1, 1])
+    assert typical_of_each(means, y, 3).tolist() == [1, 4, 0], "of each the closest to 3.13 and 5.5, then the next"
+    assert typical_of_each(means, y, 9).tolist() == [1, 4, 0, 2, 3, 5]
+    assert typical_of_each(means, 0 * y, 4).tolist() == [2, 4, 5, 1], "a single class"
+    assert typical_of_each(means, None, 2).tolist() == [0, 1]

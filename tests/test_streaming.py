@@ -291,3 +291,12 @@ def test_the_channels_asked_for_have_a_file_of_their_own(tmp_path, streamed):
     streamed()
     root = folder_of(COLOUR, tmp_path / "x")
     assert [load(root, reading=Reading(channels=channels)).shape[0] for channels in (3, 1, None)] == [3, 1, 3]
+
+
+def test_a_streamed_folder_of_two_levels_is_binary_as_in_memory(tmp_path, streamed):
+    sketches = folder_of((GREY > 100).astype(np.uint8) * 255, tmp_path / "sketches")
+    grey = folder_of(GREY, tmp_path / "grey")
+    assert load(str(sketches)).pixels == "binary pixels"
+    streamed()
+    assert load(str(sketches)).pixels == "binary pixels"
+    assert load(str(grey)).pixels == "grey pixels"

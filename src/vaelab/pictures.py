@@ -197,7 +197,7 @@ def digits(
 
 
 def wandering(scene: Scene, *, frames: int = 16, hold: int = 6, way: Way = "linear") -> Tensor:
-    """Frames that move through typical images, one of each class where there are classes."""
+    """Frames that move through typical images, of all classes in turn where there are classes."""
     return figures.walk(scene.model, scene.typical(10), frames=frames, hold=hold, way=way)
 
 

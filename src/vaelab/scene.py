@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +102,7 @@ class Scene:
         return "" if self.rate is None else f"{int((self.rate >= 0.1).sum())} of {len(self.rate)}"
 
     def typical(self, count: int) -> Tensor:
-        """Codes (N, D) of typical images: of each class in turn the one closest to its mean, else the first ones.
+        """Codes (N, D) of typical images: the closest to its class's mean, class by class, else the first ones.
 
         Raises:
             UsageError: if one cannot move from them: see ``require_real``.
@@ -149,10 +150,15 @@ def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -
 
 
 def typical_of_each(means: NDArray[np.float32], y: NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:
-    """Rows of typical images, at most so many: of each class the closest to its mean, or else the first ones."""
+    """Rows of typical images, at most so many: of each class the closest to its mean, then the second ones and so on.
+
+    Where there are no classes, the first images.
+    """
     if y is None:
         return np.arange(min(count, len(means)))
-    return np.array([typical_rows(means, y, label)[0] for label in np.unique(y)[:count]])
+    by_class = [typical_rows(means, y, label)[:count] for label in np.unique(y)]
+    ranked = [row for rank in itertools.zip_longest(*by_class) for row in rank if row is not None]
+    return np.array(ranked[:count])
 
 
 def first_of_each_class(data: Dataset, count: int) -> Tensor:

@@ -87,7 +87,9 @@ def stream_folder(root: Path, image_size: tuple[int, int] | None, channels: int 
         with FileLock(cache.with_suffix(".lock")):
             if not path.exists():  # another process, which had the lock, may have decoded them
                 _decode(files, shape, image_size, path, may_be_grey=channels is None)
-    return Images(np.load(path, mmap_mode="c"), y, classes)
+    x = np.load(path, mmap_mode="c")
+    pieces = (x[start : start + PIECE] for start in range(0, len(x), PIECE))  # of grey images the first one tells
+    return Images(x, y, classes, binary=all(bool(np.isin(piece, (0, 255)).all()) for piece in pieces))
 
 
 def _key(root: Path, files: Sequence[Path], image_size: tuple[int, int] | None, channels: int | None) -> str:
