@@ -103,22 +103,23 @@ class SharedMemory:
         return self._table.meet(numbers)
 
     def adopt(self, *kinds: Sequence[Tensor]) -> list[Tensor]:
-        """Move tensors into what all have in common; they keep shape and strides.
+        """Move tensors into what all have in common; they keep their shapes, and lie as those of the first kind.
 
         Called by all processes, whose tensors hold the same values. From then on one's change is everybody's: no two
         may change the same value, and none may read it before they have met.
 
         Args:
-            kinds: of each kind, tensors of fp32 that fill their storage, ``count`` numbers at most.
+            kinds: of each kind as many tensors of fp32 without gaps, of the same shapes, ``count`` numbers at most.
 
         Returns:
             Of each kind one vector of all, tensor after tensor, each in the order in which it lies in memory.
         """
         found: list[Tensor] = []
-        for tensors, room in zip(kinds, self._common, strict=False):
+        strides = [tensor.stride() for tensor in kinds[0]]
+        for tensors, room in zip(kinds, self._common, strict=True):
             filled = 0
-            for tensor in tensors:
-                place = room[filled : filled + tensor.numel()].as_strided(tensor.shape, tensor.stride())
+            for tensor, stride in zip(tensors, strides, strict=True):
+                place = room[filled : filled + tensor.numel()].as_strided(tensor.shape, stride)
                 tensor.data = place.copy_(tensor.detach())
                 filled += tensor.numel()
             self._adopted += tensors
