@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaelab import checkpoint
+from vaelab import checkpoint, cli
 from vaelab.cli import COMMANDS, main
 from vaelab.errors import InterruptedRun
 from vaelab.progress import Bar
@@ -451,3 +451,31 @@ def test_what_a_terminal_cannot_show_costs_a_character_and_not_the_result(monkey
     monkeypatch.setitem(COMMANDS, "recipes", recipes)
     assert main(["recipes"]) == 0
     assert shown.buffer.getvalue().split() == [b"98.2", b"?", b"0.3"]
+
+
+@pytest.mark.parametrize(
+    ("others", "words", "set_before", "spins", "hint"),
+    [
+        (0, [], {}, None, None),
+        (1, [], {}, "1000", "--threads 3 may well be faster"),
+        (9, [], {}, "1000", "--threads 1 may well be faster"),
+        (1, ["--threads", "2"], {}, "1000", None),
+        (1, [], {"OMP_NUM_THREADS": "1"}, None, None),
+        (1, [], {"GOMP_SPINCOUNT": "7"}, "7", "--threads 3 may well be faster"),
+    ],
+)
+def test_where_other_programs_compute_threads_do_not_spin(others, words, set_before, spins, hint, monkeypatch, caplog):
+    monkeypatch.setattr(os, "environ", dict(set_before))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cli, "others_computing", lambda: others)
+    caplog.set_level("INFO", "vaelab")
+    cli._give_way(["train", "mlp", *words])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    assert (hint in caplog.text) if hint else not caplog.text
+
+
+def test_others_that_compute_are_counted_by_the_least_of_some_moments(monkeypatch):
+    texts = iter(["0.1 0.2 0.3 4/321 999", "0.1 0.2 0.3 2/321 999", "0.1 0.2 0.3 3/321 999", "nothing"])
+    monkeypatch.setattr(Path, "read_text", lambda path: next(texts))
+    assert cli.others_computing() == 1
+    assert cli.others_computing() == 0, "where it is not known"
