@@ -225,3 +225,11 @@ def test_a_model_in_training_is_examined_as_in_evaluation(digits):
     np.testing.assert_array_equal(found[0].train, found[1].train)
     assert model.training
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_run_that_ended_before_its_annealing_is_not_called_healthy():
+    history = [{"epoch": i, "beta": 0.1 * i, "validation_loss": 500.0 - i} for i in (1, 2)]
+    found = doctor._undertrained(replace(HEALTHY, beta=1.0, history=history))
+    assert found.name == "under-training"
+    assert found.evidence == "beta had reached 0.2 of 1 when the training ended"
+    assert doctor._undertrained(replace(HEALTHY, history=[])) is None

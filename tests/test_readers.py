@@ -165,7 +165,7 @@ class TestFolder:
             read_folder(tmp_path, None, None)
         save(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
         save(tmp_path / "b.png", np.zeros((9, 8), np.uint8))
-        with pytest.raises(FailureError, match=r"a\.png is 9x9.*b\.png is 8x9.*--image-size"):
+        with pytest.raises(FailureError, match=r"a\.png is 9x9.*b\.png is 9x8.*--image-size"):
             read_folder(tmp_path, None, None)
         (tmp_path / "notes.txt").write_text("hello")
         with pytest.raises(FailureError, match=r"notes\.txt is not an image"):

@@ -338,9 +338,12 @@ def _overfit(s: Symptoms) -> Finding | None:
 
 
 def _undertrained(s: Symptoms) -> Finding | None:
-    losses = [record["validation_loss"] for record in s.history if record["beta"] >= s.beta]
-    if not losses or s.failure is not None:
+    if not s.history or s.failure is not None:
         return None
+    losses = [record["validation_loss"] for record in s.history if record["beta"] >= s.beta]
+    if not losses:
+        reached = f"beta had reached {s.history[-1]['beta']:g} of {s.beta:g} when the training ended"
+        return Finding("under-training", reached, "more --epochs than the annealing takes")
     back = max(1, len(losses) // 10)
     start = losses[-1 - back] if len(losses) > back else None
     fall = math.inf if start is None else (start - losses[-1]) / max(abs(losses[-1]), SCALE)

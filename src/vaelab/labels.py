@@ -91,7 +91,9 @@ def rows_of(metrics: Mapping[str, Any], beta: float) -> dict[str, Row]:
     for key, estimate in metrics.items():
         value, stderr, unit = estimate["value"], estimate["stderr"], estimate["unit"]
         places = 2 if abs(value) >= 5 or unit in ("nats", "units") else 4
-        error = "" if stderr is None else f"{stderr:.{places}f}"
+        # Over a few extractors there is a spread, and the number's protocol says of what.
+        spread = " s.d." if "mean and s.d." in estimate["protocol"] else ""
+        error = "" if stderr is None else f"{stderr:.{places}f}{spread}"
         found[key] = Row(label(key, beta), f"{value:.{places}f}", error, unit.partition(" (")[0],
                          f"{estimate['n']:,}", estimate["protocol"])  # fmt: skip
     return found

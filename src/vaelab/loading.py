@@ -38,7 +38,8 @@ def require_same_data(folder: RunFolder, data: Dataset) -> None:
     for key, value in data.record().items():
         if recorded.get(key) != value and key != "data":  # a folder may have been renamed: its images are what counts
             was = f"{key} was {recorded.get(key)}, is {value}"
-            raise FailureError(f"the data have changed since the run in {folder.path} began: {was}")
+            raise FailureError(f"the data have changed since the run in {folder.path} began: {was}; bring back "
+                               "what it was trained on, or train anew with another --out")  # fmt: skip
 
 
 def data_of(folder: RunFolder) -> Dataset:

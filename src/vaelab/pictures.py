@@ -219,7 +219,8 @@ def training_film(folder: Path, suffix: str = ".gif") -> bytes:
     """
     files = sorted((folder / PROGRESS).glob("epoch_*.png"))
     if not files:
-        raise UsageError(f"{folder / PROGRESS} holds no pictures of the training: this recipe does not draw them")
+        raise UsageError(f"{folder / PROGRESS} holds no pictures of the training: its recipe draws none, or "
+                         "it is the refit of a run whose folder has them")  # fmt: skip
     frames: list[Image.Image] = []
     for file in files:
         with Image.open(file) as picture:

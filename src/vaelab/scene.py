@@ -138,7 +138,8 @@ def require_real(model: VAE, what: str) -> None:
     """Raise a ``UsageError`` for ``what`` if not every vector is a latent of the model."""
     if model.space != "real":
         where = SPACES[model.space]
-        raise UsageError(f"{what} needs latents that are any real vectors: those of this model lie in {where}")
+        raise UsageError(f"{what} needs latents that are any real vectors: those of this model lie in {where}; "
+                         "sample, reconstruct and draw show what it does")  # fmt: skip
 
 
 def typical_rows(means: NDArray[np.float32], y: NDArray[np.int64], label: int) -> NDArray[np.int64]:

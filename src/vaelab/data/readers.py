@@ -174,7 +174,7 @@ def decode(
             pictures = pool.map(lambda file: read_image(file, image_size), some)
             for row, (file, picture) in enumerate(zip(some, pictures, strict=True), start):
                 if picture.shape[:2] != x.shape[2:]:
-                    sizes = [f"{width}x{height}" for height, width in (x.shape[2:], picture.shape[:2])]
+                    sizes = [f"{height}x{width}" for height, width in (x.shape[2:], picture.shape[:2])]
                     raise FailureError(f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
                                        "give --image-size HEIGHT WIDTH to scale and crop them")  # fmt: skip
                 grey = grey and bool((picture == picture[..., :1]).all())
@@ -197,17 +197,23 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
         raise UsageError(
             f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train"
         )
-    in_classes = [
-        sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        for folder in folders
-    ]
-    files = [path for part in in_classes for path in part] if folders else visible
+    if not folders:
+        in_classes = {"": visible}
+    else:
+        in_classes = {
+            readable(folder.name): sorted(
+                path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+            )
+            for folder in folders
+        }
+    in_classes = {name: part for name, part in in_classes.items() if part}  # an empty folder is no class
+    files = [path for part in in_classes.values() for path in part]
     if not files:
         raise FailureError(f"{root} holds no images")
     if not folders:
         return files, None, None
-    y = np.repeat(np.arange(len(folders), dtype=np.int64), [len(part) for part in in_classes])
-    return files, y, tuple(readable(folder.name) for folder in folders)
+    y = np.repeat(np.arange(len(in_classes), dtype=np.int64), [len(part) for part in in_classes.values()])
+    return files, y, tuple(in_classes)
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -324,7 +330,7 @@ def to_nchw(
         if planes * height * width != array.shape[1]:
             raise UsageError(
                 f"{name} holds {array.shape[1]} numbers an image, which is not {planes}x{height}x{width}: "
-                f"give --image-size HEIGHT WIDTH (and --channels 3 for colour)"
+                f"give --image-size HEIGHT WIDTH (and --channels 3 for colour); one image alone is (1, H, W)"
             )
         return array.reshape(-1, planes, height, width)
     if array.ndim == 3:
@@ -334,9 +340,7 @@ def to_nchw(
         if first and last and channels is not None:
             first, last = array.shape[1] == channels, array.shape[3] == channels
         if not first and not last:
-            raise UsageError(
-                f"{name} has shape {array.shape}, and no axis of 1 or 3 channels: save images as (N, C, H, W)"
-            )
+            raise UsageError(f"{name} has shape {array.shape}, and no axis of 1 or 3 channels (transparency is none)")
         if first and last:
             raise UsageError(f"{name} has shape {array.shape}: as (N, C, H, W) and as (N, H, W, C) alike a side has "
                              "less than 8 pixels")  # fmt: skip

@@ -186,13 +186,18 @@ def _idx_pool(name: str, files: dict[str, Path]) -> Pool:
     if train_x is None:
         raise FailureError(f"{next(iter(files.values())).parent} lacks {_IDX_NAMES[0]} (or {_IDX_NAMES[0]}.gz)")
     test = read_idx_pair(test_x, test_y) if test_x else None
-    return _same_shape(Pool(name, read_idx_pair(train_x, train_y), test))
+    return _same_kind(Pool(name, read_idx_pair(train_x, train_y), test))
 
 
-def _same_shape(pool: Pool) -> Pool:
+def _same_kind(pool: Pool) -> Pool:
     if pool.test is not None and pool.train.x.shape[1:] != pool.test.x.shape[1:]:
         shapes = [part.x.shape[1:] for part in (pool.train, pool.test)]
         raise FailureError(f"{pool.name}: the training images are {shapes[0]}, the test images {shapes[1]}")
+    if pool.test is not None and pool.test.y is not None and pool.train.classes is not None:
+        last = int(pool.test.y.max(initial=0))
+        if last >= len(pool.train.classes):
+            raise FailureError(f"{pool.name}: the test labels go to {last}, those of the training images to "
+                               f"{len(pool.train.classes) - 1}: number the classes of both alike")  # fmt: skip
     return pool
 
 
@@ -216,8 +221,10 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
 
     if {"x_train", "x_test"} <= arrays.keys():
         train, test = images("x_train", "y_train"), images("x_test", "y_test")
-        return _same_shape(Pool(readable(path.stem), train, test))
+        return _same_kind(Pool(readable(path.stem), train, test))
     key = "x" if "x" in arrays else next((k for k in arrays if len(arrays) == 1), None)
     if key is None:
-        raise UsageError(f"{path} holds {', '.join(sorted(arrays))}: name the images x (and y), or x_train and x_test")
+        raise UsageError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}: name the images x (and y), or x_train and x_test"
+        )
     return Pool(readable(path.stem), images(key, "y"))

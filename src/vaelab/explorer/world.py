@@ -84,6 +84,8 @@ class World:
         is_likelihood = self.model.is_density(binary_data=scene.data.binary)
         what = "−ELBO" if is_likelihood else "cross-entropy + KL"
         rate, axes = scene.rate, self.map.axes
+        # One of each class, where there are classes.
+        few = TYPICAL if self.labels is None else min(TYPICAL, len(np.unique(self.labels)))
         return {
             "vaelab": __version__,
             "title": f"{scene.run.recipe} on {scene.data.name}",
@@ -98,7 +100,7 @@ class World:
             "draws": len(self.draws),
             "order": scene.order,
             "rate": None if rate is None else [round(float(r), 4) for r in rate],
-            "typical": typical_of_each(self.codes, self.labels, TYPICAL).tolist(),
+            "typical": typical_of_each(self.codes, self.labels, few).tolist(),
             "map": {
                 "how": self.map.how,
                 "axes": [axis.translate(str.maketrans("12", "₁₂", "$_")) if "$" in axis else axis for axis in axes],
