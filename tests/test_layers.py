@@ -8,7 +8,7 @@ import vaelab
 ROOT = Path(vaelab.__file__).parent
 
 LAYERS = [
-    {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed"},
+    {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "distributed", "labels"},
     {"distribution", "networks", "flows", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
     {
@@ -23,6 +23,7 @@ LAYERS = [
         "progress",
         "updates",
         "sharing",
+        "tracing",
         "stepping",
         "trainer",
         "loading",
@@ -34,7 +35,6 @@ LAYERS = [
         "pictures",
         "media",
         "scene",
-        "labels",
         "report",
         "explorer",
         "extractors",

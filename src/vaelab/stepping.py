@@ -10,7 +10,6 @@ Shapes: B batch, G groups of parameters, T terms.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
@@ -31,9 +30,10 @@ from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
 from vaelab.products import faster_convolutions, faster_products
-from vaelab.runtime import Noise, Sampler
+from vaelab.runtime import Noise
 from vaelab.sharing import SharedMemory
-from vaelab.updates import AdamUpdate, CannotCompileError, on_device, squares_of
+from vaelab.tracing import GivenNoise, Request, Weights
+from vaelab.updates import AdamUpdate, CannotCompileError, squares_of
 
 log = logging.getLogger("vaelab")
 
@@ -121,7 +121,7 @@ class CompiledStep:
         self._shared = memory if self._apart and memory is not None and memory.kinds == COMMON else None
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
-        self._weights = _Weights(next(plain.model.parameters()).device)
+        self._weights = Weights(next(plain.model.parameters()).device)
         self._functions: dict[Objective, _Traced] = {}
         self._descents: dict[tuple[str, ...], _Descent] = {}
         self._failed = False
@@ -173,7 +173,7 @@ class CompiledStep:
         return self._functions[kind]
 
     def _inputs(
-        self, objective: Objective, batch: Batch, asked: Sequence[_Request], noise: Noise | None
+        self, objective: Objective, batch: Batch, asked: Sequence[Request], noise: Noise | None
     ) -> list[Tensor]:
         """All that a step reads; without noise, zeros in its place."""
         device = batch.x.device
@@ -216,7 +216,7 @@ class CompiledStep:
 
     def _compile(self, objective: Objective, batch: Batch) -> _Traced:
         names = list(self._state)
-        asked: list[_Request] = []
+        asked: list[Request] = []
         trained: tuple[str, ...] = ()
         images, weights = _images(batch), self._weights.of(objective)
 
@@ -228,7 +228,7 @@ class CompiledStep:
                 return list(itertools.islice(given, count))
 
             state, pixels, drawn, rule = take(len(names)), take(len(images)), take(len(asked)), take(len(weights))
-            noise = _GivenNoise(asked, drawn, batch.x.device)
+            noise = GivenNoise(asked, drawn, batch.x.device)
             groups = self._grouped(state)
             trained, gradients, terms = functional_call(
                 self._losses,
@@ -381,7 +381,7 @@ class _Traced:
     """
 
     function: _Function
-    asked: list[_Request]
+    asked: list[Request]
     names: tuple[str, ...]
     sizes: list[int]
     descend: _Descent | None
@@ -414,60 +414,7 @@ class _Losses(nn.Module):
         raise CannotCompileError(f"{type(objective).__name__} takes several steps of its optimizers a batch")
 
 
-# --- what a traced step is given ------------------------------------------------------------------------------------
-
-
-_Request = tuple[Sampler, str, tuple[int, ...]]
-"""Some noise that was asked for: sampler, stream and shape."""
-
-
-@final
-class _GivenNoise(Noise):
-    """Noise whose numbers are given, request by request; a request that is new is noted, and answered with zeros."""
-
-    def __init__(self, asked: list[_Request], given: Sequence[Tensor], device: torch.device) -> None:
-        self._asked, self._device = asked, device
-        self._given = dict(zip(asked, given, strict=True))
-
-    def drawn(self, sampler: Sampler, stream: str, shape: Sequence[int]) -> Tensor:
-        """What is given for this request."""
-        request = sampler, stream, tuple(shape)
-        if request not in self._given:
-            self._asked.append(request)
-            self._given[request] = torch.zeros(shape, device=self._device)
-        return self._given[request]
-
-
-@final
-class _Weights:
-    """An objective's numbers (a scheduled beta) as tensors, so that a compiled function need not know them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._names: tuple[str, ...] | None = None
-        self._values: list[float] = []
-        self._tensors: list[Tensor] = []
-
-    def of(self, objective: Objective) -> list[Tensor]:
-        """Its numbers: what was a float at the first call. Whole numbers are counts, and stay as they are."""
-        if self._names is None:
-            fields = dataclasses.fields(cast(Any, objective))
-            self._names = tuple(field.name for field in fields if isinstance(getattr(objective, field.name), float))
-        values = [float(getattr(objective, name)) for name in self._names]
-        if values != self._values:
-            self._values = values
-            self._tensors = [on_device(torch.tensor(value), self._device) for value in values]
-        return self._tensors
-
-    def without(self, objective: Objective) -> Objective:
-        """The objective but for its numbers: what a compiled function is made for."""
-        self.of(objective)
-        return cast(Objective, replace(cast(Any, objective), **dict.fromkeys(self._names or (), 0.0)))
-
-    def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
-        """The objective with tensors in place of them."""
-        given = dict(zip(self._names or (), tensors, strict=True))
-        return cast(Objective, replace(cast(Any, objective), **given))
+# --- parts of both ---------------------------------------------------------------------------------------------------
 
 
 def _together(groups: Group, losses: Loss) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
