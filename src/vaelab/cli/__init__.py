@@ -99,7 +99,8 @@ def _dispatch(arguments: list[str]) -> None:
         raise UsageError(f"no command {name!r}{did_you_mean(name, COMMANDS)}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vaelab").setLevel(logging.INFO)
-    if "torch" not in sys.modules:
+    computes = name != "recipes" and not {"-h", "--help"} & set(rest)
+    if computes and "torch" not in sys.modules:
         _give_way(arguments)
     if name == "train":
         run_training(rest)
@@ -125,8 +126,8 @@ def _give_way(arguments: Sequence[str]) -> None:
     On two cores beside one other program a step of ``fast`` took 35 ms on two threads, 19 with this, and 14 on one
     thread (means, one-off; 9, 12 and 13 on a quiet machine).
     """
-    cores, others = os.cpu_count() or 1, others_computing()
-    if others == 0 or cores == 1 or "OMP_NUM_THREADS" in os.environ:
+    cores = os.cpu_count() or 1
+    if cores == 1 or "OMP_NUM_THREADS" in os.environ or (others := others_computing()) == 0:
         return
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if arguments[0] == "train" and not any(word.startswith("--threads") for word in arguments):

@@ -197,23 +197,18 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
         raise UsageError(
             f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train"
         )
-    if not folders:
-        in_classes = {"": visible}
-    else:
-        in_classes = {
-            readable(folder.name): sorted(
-                path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-            )
-            for folder in folders
-        }
-    in_classes = {name: part for name, part in in_classes.items() if part}  # an empty folder is no class
-    files = [path for part in in_classes.values() for path in part]
+    in_folders = [
+        (folder, sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")))
+        for folder in folders
+    ]
+    in_classes = [(folder, part) for folder, part in in_folders if part]  # an empty folder is no class
+    files = [path for _, part in in_classes for path in part] if folders else visible
     if not files:
         raise FailureError(f"{root} holds no images")
     if not folders:
         return files, None, None
-    y = np.repeat(np.arange(len(in_classes), dtype=np.int64), [len(part) for part in in_classes.values()])
-    return files, y, tuple(in_classes)
+    y = np.repeat(np.arange(len(in_classes), dtype=np.int64), [len(part) for _, part in in_classes])
+    return files, y, tuple(readable(folder.name) for folder, _ in in_classes)
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
