@@ -19,7 +19,7 @@ from vaelab import recipes
 from vaelab.cli import main
 from vaelab.compiling import can_compile
 from vaelab.config import override
-from vaelab.distributed import LostProcessError, Team, leads, team
+from vaelab.distributed import LostProcessError, Team, launcher, leads, team
 from vaelab.errors import FailureError, UsageError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory, Table
@@ -453,6 +453,16 @@ def test_each_process_computes_on_its_gpu_from_the_start(monkeypatch):
     assert calls == [torch.device("cuda", 1), "cpu:gloo,cuda:nccl"]
 
 
+def test_several_machines_go_on_by_their_own_launchers(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert launcher() == ["torchrun", "--nproc-per-node", "2", "-m", "vaelab"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert launcher() == ["torchrun", "--standalone", "--nproc-per-node", "4", "-m", "vaelab"]
+    monkeypatch.delenv("WORLD_SIZE")
+    assert launcher() == ["vaelab"]
+
+
 def test_a_rank_without_others_is_no_reason_to_write_nothing(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert leads()
@@ -476,7 +486,10 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, caplog):
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
-    assert "and saved" in errors, errors
+    said = [line for line in errors.splitlines() if line.startswith("vaelab")]
+    again = f"go on with: torchrun --standalone --nproc-per-node 2 -m vaelab train mlp --out {out} --resume"
+    assert len(said) == 1, errors
+    assert said[0].endswith(f"and saved; {again}")
     step = torch.load(out / "last.pt")["step"]
     assert step > 0
     train_alone(*flags, "--resume")

@@ -80,6 +80,22 @@ def test_a_manifold_of_more_dimensions_is_refused(wide):
         figures.manifold(wide)
 
 
+def test_codes_of_one_dimension_lie_in_a_row_for_each_class():
+    codes = np.arange(12, dtype=np.float32)[:, None]
+    labels = np.repeat([4, 7, 9], 4)
+    axes = figures.latent_map(codes, labels).axes[0]
+    drawn = [np.asarray(points.get_offsets()) for points in axes.collections]
+    np.testing.assert_array_equal(np.concatenate([points[:, 0] for points in drawn]), codes[:, 0])
+    for row, points in enumerate(drawn):
+        assert (np.abs(points[:, 1] - row) < 0.5).all()
+    heights = [float(text.get_position()[1]) for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == ["4", "7", "9"]
+    assert (np.diff(heights) > 0.3).all(), "names lie over each other"
+    assert len(axes.get_yticks()) == 0
+    [alone] = figures.latent_map(codes).axes[0].collections
+    assert (np.abs(np.asarray(alone.get_offsets())[:, 1]) < 0.5).all()
+
+
 def test_latent_maps_use_pca_beyond_two_dimensions():
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(500, 6)).astype(np.float32)

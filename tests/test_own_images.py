@@ -18,7 +18,7 @@ from vaelab.cli import main
 from vaelab.errors import FailureError
 from vaelab.figures.projections import project
 from vaelab.labels import images, readable, rows_of
-from vaelab.scene import typical_of_each, typical_rows
+from vaelab.scene import scene_of, typical_of_each, typical_rows
 
 CAFE = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives hold
 
@@ -118,6 +118,56 @@ def test_data_that_were_moved_can_be_named_anew(run, tmp_path, capsys):
     assert "the data have changed since" in error_of(capsys)
     assert main([*resume, str(tmp_path / "after")]) == 0
     assert main(["doctor", str(out)]) == 0
+
+
+def test_a_class_that_was_renamed_changes_the_order(tmp_path, capsys):
+    data, out = album(tmp_path / "images", ["a", "b"]), tmp_path / "run"
+    assert main(["train", "mlp", "--data", str(data), "--epochs", "1", "--threads", "1", "--out", str(out)]) == 0
+    (data / "a").rename(data / "c")
+    assert main(["doctor", str(out)]) == 1
+    assert "the train images are as many, but of other pixels or in another order (that of their names)" in (
+        error_of(capsys)
+    )
+    (data / "c").rename(data / "a")
+    (data / "a" / "0.png").unlink()
+    assert main(["doctor", str(out)]) == 1
+    assert "train was 64, is 63" in error_of(capsys)
+
+
+def test_a_link_to_nothing_is_no_place_for_a_run(tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert main(["train", "mlp", "--data", "digits", "--out", str(tmp_path / "link")]) == 2
+    assert error_of(capsys).endswith("is a link to a place that does not exist: choose another folder")
+
+
+def test_figures_of_a_refitted_run_say_so(tmp_path, capsys):
+    out, fitted = tmp_path / "run", tmp_path / "fitted"
+    assert main(["train", "mlp", "--data", "digits", "--epochs", "1", "--threads", "1", "--out", str(out)]) == 0
+    assert main(["refit", str(out), "--prior", "mixture", "--out", str(fitted)]) == 0
+    assert scene_of(out).name == "mlp on digits"
+    assert scene_of(fitted).name == "mlp on digits, mixture prior fitted after training"
+
+
+@pytest.mark.parametrize(("shape", "remedy"), [
+    ((30,), "number them by y = np.unique(y, return_inverse=True)[1]"),
+    ((30, 1), "flatten them by y = y.ravel()"),
+    ((30, 4), "of a row of scores for each image take y = y.argmax(1)"),
+    ((29,), "whole numbers from 0"),
+])  # fmt: skip
+def test_labels_of_another_form_come_with_their_remedy(tmp_path, shape, remedy):
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 9, 9), np.uint8), y=np.zeros(shape))
+    with pytest.raises(FailureError) as refused:
+        vaelab.load(str(tmp_path / "a.npz"))
+    assert str(refused.value).endswith(remedy)
+
+
+def test_pixels_of_16_bits_come_with_their_remedy(tmp_path):
+    x = np.random.default_rng(0).integers(0, 65536, (30, 9, 9), np.uint16)
+    np.save(tmp_path / "a.npy", x)
+    with pytest.raises(FailureError, match=r"rescale them by x = x / np.float32\(65535\)"):
+        vaelab.load(str(tmp_path / "a.npy"))
+    np.save(tmp_path / "a.npy", x / np.float32(65535))
+    assert vaelab.load(str(tmp_path / "a.npy")).train.x.dtype == torch.float32
 
 
 def test_a_link_to_a_parent_does_not_count_images_twice(tmp_path):

@@ -38,6 +38,15 @@ def leads() -> bool:
     return _is_alone() or os.environ.get("RANK", "0") == "0"
 
 
+def launcher() -> list[str]:
+    """The words by which this process was started, or all of its processes on this machine."""
+    if _is_alone():
+        return ["vaelab"]
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    one_machine = ["--standalone"] if here == os.environ["WORLD_SIZE"] else []
+    return ["torchrun", *one_machine, "--nproc-per-node", here, "-m", "vaelab"]
+
+
 def _is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 

@@ -51,8 +51,9 @@ class RunFolder:
         Raises:
             UsageError: if it holds another run, or anything else that could be overwritten.
         """
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"--out {path} is a file: choose another folder")
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            what = "a file" if path.exists() else "a link to a place that does not exist"
+            raise UsageError(f"--out {path} is {what}: choose another folder")
         if (path / "config.json").exists():
             raise UsageError(
                 f"{path} holds a run already: {'go on with it by --resume, or ' if resumable else ''}"

@@ -37,8 +37,10 @@ def require_same_data(folder: RunFolder, data: Dataset) -> None:
     recorded = folder.config()["data"]
     for key, value in data.record().items():
         if recorded.get(key) != value and key != "data":  # a folder may have been renamed: its images are what counts
-            was = f"{key} was {recorded.get(key)}, is {value}"
-            raise FailureError(f"the data have changed since the run in {folder.path} began: {was}; bring back "
+            split = key.removesuffix("_sha256")
+            others = f"the {split} images are as many, but of other pixels or in another order (that of their names)"
+            changed = others if key != split else f"{key} was {recorded.get(key)}, is {value}"
+            raise FailureError(f"the data have changed since the run in {folder.path} began: {changed}; bring back "
                                "what it was trained on, or train anew with another --out")  # fmt: skip
 
 

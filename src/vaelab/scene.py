@@ -56,8 +56,10 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """The recipe and the data."""
-        return figures.plain(f"{self.run.recipe} on {self.data.name}")
+        """The recipe and the data, and the prior if it is another than the one that was trained with."""
+        refitted = any(record.get("before_refit") for record in self.history)
+        prior = f", {self.run.prior.word} prior fitted after training" if refitted else ""
+        return figures.plain(f"{self.run.recipe} on {self.data.name}{prior}")
 
     @property
     def where(self) -> str:

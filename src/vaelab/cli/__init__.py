@@ -29,10 +29,11 @@ from vaelab.cli.shipping import export, report
 from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, traverse
 from vaelab.cli.training import recipes, run_training, train
 from vaelab.cli.tuning import tune_latent
-from vaelab.errors import FailureError, UsageError, did_you_mean
+from vaelab.errors import FailureError, InterruptedRun, UsageError, did_you_mean
 
 log = logging.getLogger("vaelab")
 
+_INTERRUPTED = InterruptedRun.code
 _TAGLINE = "vaelab trains, measures, explains and ships variational autoencoders."
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, FailureError) as error:
         return _complain(error, error.code)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", _INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -165,6 +166,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _complain(error: object, code: int) -> int:
-    of = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""  # of those that torchrun starts
-    print(f"vaelab{of}: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK")  # of those that torchrun starts
+    if code != _INTERRUPTED or rank in (None, "0"):  # all are interrupted alike: one says so
+        of = f" (process {rank})" if rank is not None and code != _INTERRUPTED else ""
+        print(f"vaelab{of}: {error}", file=sys.stderr)
     return code

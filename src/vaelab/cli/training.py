@@ -83,7 +83,7 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
-    from vaelab.distributed import leads
+    from vaelab.distributed import launcher, leads
     from vaelab.folder import RunFolder
     from vaelab.loading import load_data
     from vaelab.progress import Display
@@ -103,7 +103,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     try:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
-        again = shlex.join(["vaelab", "train", run.recipe, "--out", str(folder), "--resume"])
+        again = shlex.join([*launcher(), "train", run.recipe, "--out", str(folder), "--resume"])
         raise InterruptedRun(f"{error}; go on with: {again}") from error
     if not leads():
         return

@@ -113,8 +113,12 @@ def labelled(images: Images, labels: NDArray[np.generic], name: str) -> Images:
     """
     count = len(images.x)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        remedy = {
+            (count,): "number them by y = np.unique(y, return_inverse=True)[1]",
+            (count, 1): "flatten them by y = y.ravel()",
+        }.get(labels.shape, "of a row of scores for each image take y = y.argmax(1)" if labels.ndim == 2 else "")
         raise FailureError(f"{name} holds {labels.dtype} {labels.shape}: labels for the {count} images are {count} "
-                           "whole numbers from 0")  # fmt: skip
+                           f"whole numbers from 0{'; ' * bool(remedy)}{remedy}")  # fmt: skip
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
     if low < 0 or high >= MOST_CLASSES:
         raise FailureError(f"{name} holds labels from {low} to {high}: classes are numbered from 0, to "
@@ -301,9 +305,10 @@ def as_images(
         value_range = "unit" if x.dtype.kind == "f" else "byte"
     bottom, top = {"unit": (0, 1), "byte": (0, 255), "symmetric": (-1, 1)}[value_range]
     if low < bottom or high > top:
+        rescale = "rescale them" + " by x = x / np.float32(65535)" * (x.dtype == np.uint16)
         raise FailureError(
             f"{name} holds values from {low:g} to {high:g}, outside {bottom}..{top}: say what they mean with "
-            f"--range unit (0..1), byte (0..255) or symmetric (-1..1), or rescale them"
+            f"--range unit (0..1), byte (0..255) or symmetric (-1..1), or {rescale}"
         )
     if x.dtype.kind != "f" and value_range == "byte":
         return _of_bytes(x.astype(np.uint8))

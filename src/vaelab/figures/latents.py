@@ -27,7 +27,8 @@ def latent_map(
     """Posterior means in the plane, coloured by class.
 
     Args:
-        codes: (N, D), shown as they are for D = 2 and by principal components for more; or a projection of them.
+        codes: (N, D), shown as they are for D = 2, by principal components for more, and class by class for D = 1; or
+            a projection of them.
         labels: (N,) class numbers, or None.
         classes: the names of the classes.
         title: above the map.
@@ -40,8 +41,9 @@ def latent_map(
         known = {} if classes is None else dict(enumerate(classes))
         names = ["" if group is None else known.get(int(group), str(group)) for group in groups]
         size = float(np.clip(20_000 / len(found.points), 4, 40))  # of a marker, in square points
+        points = found.points if found.axes[1] else _in_rows(found.points, labels)
         for i, (group, name) in enumerate(zip(groups, names, strict=True)):
-            rows = found.points if labels is None else found.points[labels == group]
+            rows = points if labels is None else points[labels == group]
             axes.scatter(rows[:, 0], rows[:, 1], s=size, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)],
                          label=short(name, 24), rasterized=True)  # fmt: skip
             if group is not None:  # a name on each cloud: nobody should have to match ten colours with a legend
@@ -56,10 +58,19 @@ def latent_map(
             for handle in legend.legend_handles:
                 if handle is not None:
                     handle.set_alpha(1)
+        if not found.axes[1]:  # heights say nothing
+            axes.set_yticks([])
         axes.set_xlabel(found.axes[0])
         axes.set_ylabel(found.axes[1])
         axes.set_title(title or "Posterior means")
     return figure
+
+
+def _in_rows(points: NDArray[np.float32], labels: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    """Codes of one dimension, each class in a row of its own, the points of a row scattered over its height."""
+    rows = 0 if labels is None else np.unique(labels, return_inverse=True)[1]
+    height = rows + np.random.default_rng(0).uniform(-0.35, 0.35, len(points))
+    return np.stack([points[:, 0], height], 1).astype(np.float32)
 
 
 def kl_bars(rate: NDArray[np.float64], *, used: float = 0.1, title: str = "") -> Figure:
