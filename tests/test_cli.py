@@ -68,7 +68,31 @@ def test_help_answers_at_once(arguments, seconds_of_torch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
-    assert "usage" in capsys.readouterr().out.lower()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage" in shown.lower()
+    for nothing in ("None", "(default: )", "(default: False)"):
+        assert nothing not in shown
+
+
+def test_help_names_each_default_once(capsys):
+    """A flag that may be left out says in words what that means; one that has a value says which."""
+    assert main(["evaluate", "--help"]) == 0
+    lines = [" ".join(line.strip("│ ").split()) for line in capsys.readouterr().out.splitlines()]
+    shown = " ".join(lines)
+    assert "--num-samples INT importance samples per image (default: the preset's)." in shown
+    assert "--memory INT MiB that activations may take. (default: 1024)" in shown
+    assert "--preset {quick,paper} quick:" in shown
+    assert "as the run was trained, and dynamic besides where" in shown, "a paragraph is broken where the source is"
+    assert main(["train", "conv-beta", "--help"]) == 0
+    shown = " ".join(" ".join(line.strip("│ ").split()) for line in capsys.readouterr().out.splitlines())
+    assert "--image-size INT INT height" in shown
+    assert "--likelihood {bernoulli," in shown
+    assert "--encoder {mlp,conv,residual} kind of encoder (default: conv)" in shown
+    assert "--clip-norm {None}|FLOAT" in shown, "clipping can be switched off"
+    assert (
+        "--encoder-batch-norm, --no-encoder-batch-norm batch normalisation after each convolution (default: True)"
+        in shown
+    )
 
 
 def test_brackets_of_a_usage_are_shown(capsys):

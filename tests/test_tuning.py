@@ -564,5 +564,5 @@ def test_commands_train_what_was_planned(tmp_path, name, changes):
 
     name, *flags = grid.command(point, "train")[1:]
     run, out, resume = _parse(_choose_parts(recipe(name), flags), flags)
-    assert (out, resume) == (str(tmp_path / "out" / point.name), False)
+    assert (out, resume) == (tmp_path / "out" / point.name, False)
     assert run == override(base, latent_dim=5, seed=3, threads=1, **changes)

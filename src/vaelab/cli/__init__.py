@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import io
 import logging
@@ -11,14 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff
 
 from vaelab import __version__
-from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags
+from vaelab.cli.common import later, parse, refuse_repeated_lists, refuse_unknown_flags
 from vaelab.cli.comparing import compare
 from vaelab.cli.diagnosing import doctor
 from vaelab.cli.exploring import explore
@@ -107,17 +106,12 @@ def _dispatch(arguments: list[str]) -> None:
         run_training(rest)
     else:
         command = COMMANDS[name]
+        hints = get_type_hints(command, include_extras=True)
         parameters = inspect.signature(command).parameters.values()
         flags = [p.name.replace("_", "-") for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
         refuse_unknown_flags(rest, {f"--{flag}" for flag in (*flags, "help")})
-        hints = get_type_hints(command)
         refuse_repeated_lists(rest, {f"--{flag}": hints[flag.replace("-", "_")] for flag in flags})
-
-        @functools.wraps(command)
-        def later(*args: Any, **options: Any) -> Callable[[], None]:  # parsing and working complain in different ways
-            return functools.partial(command, *args, **options)
-
-        parse(later, rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
+        parse(later(command), rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
 
 
 def _give_way(arguments: Sequence[str]) -> None:

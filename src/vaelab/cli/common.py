@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import Positional
@@ -66,6 +68,45 @@ def parse(what: Callable[..., T], arguments: Sequence[str], prog: str, **options
         below = (line.strip("│| ") for line in box.getvalue().splitlines()[1:])
         message = itertools.takewhile(_says, itertools.dropwhile(lambda line: not _says(line), below))
         raise UsageError(f"{_plain(' '.join(message))}; {prog} --help says more") from None
+
+
+def later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A function that tyro reads as the command, and that returns the work in place of doing it.
+
+    Parsing and working complain in different ways. The help speaks of no ``None`` (see ``without_none``), and of an
+    argument in one paragraph, wherever the lines of the docstring end.
+    """
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+
+    def put_off(*values: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *values, **options)
+
+    shown = {p.name: without_none(hints[p.name], p.default) for p in signature.parameters.values()}
+    parameters = [p.replace(annotation=shown[p.name]) for p in signature.parameters.values()]
+    put_off.__signature__, put_off.__annotations__ = signature.replace(parameters=parameters), shown
+    put_off.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
+    return put_off
+
+
+def without_none(annotation: Any, default: Any) -> Any:
+    """The annotation of a flag whose help names a default only where that says something.
+
+    Of a flag that may be left out tyro writes ``{None}|INT`` and ``(default: None)``; here it is ``INT``.
+    """
+    if default is not None and default is not False and default not in ((), inspect.Parameter.empty):
+        return annotation
+    bare, *more = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    kinds = [kind for kind in get_args(bare) if kind is not type(None)]
+    value = _metavar(kinds[0]) if default is None and len(kinds) == 1 else None
+    return Annotated[(bare, tyro.conf.arg(metavar=value, help_behavior_hint=""), *more)]
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, get_args(kind)))}}}"
+    if get_origin(kind) is tuple:  # INT INT, or INT ...
+        return " ".join(map(_metavar, get_args(kind)))
+    return "..." if kind is ... else kind.__name__.upper()
 
 
 def _says(line: str) -> bool:

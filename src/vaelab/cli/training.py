@@ -7,13 +7,13 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags
+from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags, without_none
 from vaelab.config import Run, flat, override, slots_with_choice, spec_names
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.labels import cost, duration
@@ -57,7 +57,7 @@ def run_training(arguments: list[str]) -> None:
         if base.recipe != name:
             raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
     run, out, resume = _parse(_choose_parts(base, rest), rest)
-    _fit(run, Path(out) if out else _default_folder(run.recipe, run.data.source, run.training.seed), resume)
+    _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume)
 
 
 def _folder_asked_for(run: Run, arguments: Sequence[str]) -> Path:
@@ -143,7 +143,7 @@ def _refuse_flags_of_other_parts(run: Run, arguments: Sequence[str], known: set[
             raise UsageError(f"{flag} is a setting of {words}, and none of these is chosen: leave it out")
 
 
-def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
+def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool]:
     """Parse a recipe's flags, which are the run's own settings by their flat names."""
     leaves = flat(run)
     fields: list[Any] = []
@@ -151,18 +151,19 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, str | None, bool]:
     for name, leaf in leaves.items():
         flag, *aliases = words = [word.replace("_", "-") for word in (name, *leaf.aliases)]
         argument = tyro.conf.arg(name=flag, help=leaf.help, aliases=[f"--{alias}" for alias in aliases])
-        fields.append((name, Annotated[leaf.type, argument], dataclasses.field(default=leaf.value)))
+        fields.append((name, Annotated[leaf.type, argument], leaf.value))
         known |= {f"--{prefix}{word}" for word in words for prefix in (("", "no-") if leaf.type is bool else ("",))}
     for slot in slots_with_choice():
-        kinds = Optional[Literal[tuple(spec_names(slot))]]  # pyright: ignore[reportInvalidTypeForm] # noqa: UP045
-        part = getattr(run, slot)
-        help = f"kind of {slot.replace('_', ' ')}" + ("" if part is not None else " (default: by the data's channels)")
-        annotation = Annotated[kinds, tyro.conf.arg(name=slot, help=help)]
-        fields.append((f"{slot}_kind", annotation, dataclasses.field(default=None if part is None else part.word)))
+        kinds: Any = Literal[tuple(spec_names(slot))]  # pyright: ignore[reportInvalidTypeForm]
+        help, part = f"kind of {slot.replace('_', ' ')}", getattr(run, slot)
+        if part is None:
+            kinds, help = kinds | None, f"{help} (default: by the data's channels)"
+        fields.append((f"{slot}_kind", Annotated[kinds, tyro.conf.arg(name=slot, help=help)], part and part.word))
     fields += [
-        ("out", Annotated[str | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None),
+        ("out", Annotated[Path | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None),
         ("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False),
     ]
+    fields = [(name, without_none(kind, value), dataclasses.field(default=value)) for name, kind, value in fields]
     _refuse_flags_of_other_parts(run, arguments, known)
     refuse_unknown_flags(arguments, known)
     refuse_repeated_lists(arguments, {f"--{name.replace('_', '-')}": leaf.type for name, leaf in leaves.items()})
