@@ -175,7 +175,7 @@ def test_commands_of_the_other_pages_are_understood(monkeypatch):
     for name, command in COMMANDS.items():
         monkeypatch.setitem(COMMANDS, name, functools.wraps(command)(lambda *_, **__: None))
     monkeypatch.setattr(training, "_fit", lambda *_: None)
-    given = [command for page in PAGES[1:] for command in commands(page) if command[0] != "make"]
+    given = [command for page in PAGES[1:] for command in commands(page) if command[0] not in ("make", "pip")]
     for command in given:
         assert main(command[command.index("vaelab") + 1 :]) == 0, command
     assert {"doctor", "explore", "export", "refit", "train"} <= {word for command in given for word in command}

@@ -229,4 +229,4 @@ def test_a_missing_package_is_named_with_its_remedy(run, monkeypatch, capsys, pa
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == package else find(name, *a))
     assert main(["export", str(run), *arguments]) == 2
-    assert f"exporting needs {package}: pip install 'vaelab[export]'" in capsys.readouterr().err
+    assert f"exporting needs {package}: pip install {package}" in capsys.readouterr().err

@@ -337,4 +337,4 @@ def _require(*packages: str) -> None:
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"exporting needs {', '.join(missing)}: pip install 'vaelab[export]'")
+        raise UsageError(f"exporting needs {', '.join(missing)}: pip install {' '.join(missing)}")

@@ -139,7 +139,7 @@ def mp4_of(pixels: Iterable[NDArray[np.uint8]], fps: int = FRAMES_PER_SECOND) ->
     try:
         import av
     except ImportError as error:
-        raise UsageError("an MP4 needs the package av: pip install 'vaelab[video]', or write a .gif") from error
+        raise UsageError("an MP4 needs the package av: pip install av, or write a .gif") from error
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as film:
         stream: Any = film.add_stream("libx264", rate=fps)

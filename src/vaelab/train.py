@@ -77,7 +77,7 @@ def fit(
             the run then has.
         out: the run folder; None writes nothing.
         resume: go on with the run in ``out``; its configuration must be the same, but for precision, compile, device,
-            threads, and more epochs on a schedule that does not depend on their number.
+            threads, a new place of the same data, and more epochs on a schedule that does not depend on their number.
         on_epoch_end: functions to call after each epoch.
         display: shows progress; None shows nothing.
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RunPath = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN", help="a run folder")]
-Output = Annotated[Path | None, tyro.conf.arg(help="the file to write; default: one in the run folder")]
 
 
 def refuse_unknown_flags(arguments: Sequence[str], known: set[str]) -> None:

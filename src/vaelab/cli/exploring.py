@@ -50,7 +50,7 @@ def explore(
         raise UsageError(f"{flag} is of a page that is served, and --static {static} writes one: leave one out")
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"exploring needs {' and '.join(missing)}: pip install 'vaelab[explore]'")
+        raise UsageError(f"exploring needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if static is not None:
         _write(run, map, images, static, runtime or "auto")
     else:

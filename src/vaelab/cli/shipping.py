@@ -16,9 +16,9 @@ def export(
 ) -> None:
     """Write a run's model for use elsewhere, and check it: encoder and decoder in ONNX, or weights in safetensors.
 
-    The ONNX encoder gives the mean and the standard deviation of q(z|x), the decoder the mean of p(x|z), for any number
-    of rows; both run in onnxruntime without torch or vaelab. Every output is compared with the model's, and files are
-    written only if they agree.
+    The ONNX encoder gives the mean of q(z|x), or the code that stands for it, and where known the standard deviation,
+    the decoder the mean of p(x|z), for any number of rows; both run in onnxruntime without torch or vaelab.
+    Every output is compared with the model's, and files are written only if they agree.
 
     Args:
         format: onnx (encoder.onnx, decoder.onnx) or safetensors (model.safetensors, with its configuration).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from vaelab.cli.common import Output, RunPath, at_least, opened, target_file, write
+from vaelab.cli.common import RunPath, at_least, opened, target_file, write
 from vaelab.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Way = Literal["linear", "spherical"]
 How = Literal["auto", "own", "pca", "tsne", "umap"]
 
 
-def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light", out: Output = None) -> None:
+def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light", out: Path | None = None) -> None:
     """Draw images from the prior: z ~ p(z), mean of p(x|z), as one picture.
 
     Args:
@@ -51,7 +51,7 @@ def reconstruct(
     split: Literal["train", "validation", "test"] | None = None,
     num: int = 30,
     theme: Theme = "light",
-    out: Output = None,
+    out: Path | None = None,
 ) -> None:
     """Show images and their reconstructions, as one picture.
 
@@ -96,7 +96,7 @@ def reconstruct(
 
 
 def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: float = 3.0, steps: int = 11,
-             theme: Theme = "light", out: Output = None) -> None:  # fmt: skip
+             theme: Theme = "light", out: Path | None = None) -> None:  # fmt: skip
     """Show what each latent dimension does: a row each, by falling rate, from the code of one image.
 
     Args:
@@ -131,7 +131,7 @@ def interpolate(
     steps: int = 12,
     way: Way = "linear",
     theme: Theme = "light",
-    out: Output = None,
+    out: Path | None = None,
 ) -> None:
     """Go from one image to another through latent space: a row along the line, one along the great circle; or a GIF.
 
@@ -213,7 +213,7 @@ def animate(
     of: Literal["classes", "images", "traversal", "training"] = "classes",
     frames: int = 16,
     way: Way = "linear",
-    out: Output = None,
+    out: Path | None = None,
 ) -> None:
     """Move through latent space, from class to class, image to image or along each dimension, or watch the training.
 

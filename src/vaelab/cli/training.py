@@ -33,7 +33,7 @@ def recipes() -> None:
 
 
 def train() -> None:
-    """Train a recipe: vaelab train RECIPE [--data mnist|digits|sprites|PATH] [--out DIR] [--resume] [any setting]."""
+    """Train a recipe: vaelab train RECIPE [--data mnist|digits|PATH|...] [--out DIR] [--resume] [any setting]."""
 
 
 def run_training(arguments: list[str]) -> None:

@@ -96,7 +96,7 @@ def mutual_information_gap(codes: Codes, factors: Factors, protocol: str) -> Est
         UsageError: if a factor does not vary, or there is a single dimension.
 
     Reference:
-        Chen, Li, Grosse & Duvenaud (2018), Isolating Sources of Disentanglement in VAEs, section 5 and appendix C.
+        Chen, Li, Grosse & Duvenaud (2018), Isolating Sources of Disentanglement in VAEs, section 4 and appendix C.
         https://arxiv.org/abs/1802.04942
     """
     pointwise, entropy = _pointwise_information(codes, factors), _entropies(factors)

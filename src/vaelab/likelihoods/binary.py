@@ -20,7 +20,7 @@ from vaelab.likelihoods.likelihood import Likelihood, Support
 
 @final
 class Bernoulli(Likelihood[specs.Bernoulli]):
-    r"""Independent pixels, from logits :math:`a`: :math:`\log p(x|z) = \sum_i x_i a_i - \log(1 + e^{a_i})`.
+    r"""Independent pixels, from logits :math:`a`: :math:`\log p(x|z) = \sum_i [x_i a_i - \log(1 + e^{a_i})]`.
 
     On binary pixels this is the log of a probability mass. On grey pixels it is minus the binary cross-entropy, which
     is normalised over nothing: useful to train with, not a likelihood of the data.
@@ -53,7 +53,7 @@ class BernoulliImage(Independent):  # pyright: ignore[reportMissingTypeArgument]
 
 
 class _BernoulliLogProb(torch.autograd.Function):
-    r""":math:`\sum_i x_i a_i - \log(1 + e^{a_i})` over an image; its derivative by a is :math:`x - \sigma(a)`.
+    r""":math:`\sum_i [x_i a_i - \log(1 + e^{a_i})]` over an image; its derivative by a is :math:`x - \sigma(a)`.
 
     The same as torch's binary cross-entropy from logits, in half the passes over the pixels and with one logarithm for
     up to 64 of them: one of each takes a fifth of a training step of a small network, and half of an importance-sampled

@@ -62,6 +62,8 @@ class SecondStage(Unchecked):
 class TwoStage(StandardisedPrior[specs.TwoStage]):
     r"""A VAE over latents: :math:`q(u|z)` diagonal normal, :math:`p(z|u) = N(f(u), \gamma^2 I)` with one learned gamma.
 
+    It is fitted to a trained model's codes, by ``vaelab refit``, and not trained with it.
+
     The first VAE's latents fill the space and follow no normal distribution; the second, whose latents have as many
     dimensions as its data, learns theirs. It sees latents standardised by ``loc`` and ``scale``.
 
