@@ -24,10 +24,11 @@ from parts import SLOTS, parts_table
 from training import SIDES, seconds
 from vaelab.checkpoint import write_json
 from vaelab.config import Run
+from vaelab.data import load
 from vaelab.diagnose import diagnose, examine
 from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
-from vaelab.loading import load_data, load_model
+from vaelab.loading import load_model
 from vaelab.recipes import RECIPES
 from vaelab.recipes.systems import RECIPES as SYSTEMS
 from vaelab.report import command_of
@@ -49,7 +50,7 @@ def collect(path: Path, name: str = "") -> None:
         raise FailureError(f"{path}/metrics.json has no test numbers: run vaelab evaluate {path}")
     about = {key: measured[key] for key in ("recipe", "beta", "data", "weights_sha256")}
     run = folder.run
-    findings = diagnose(examine(run, load_model(path), load_data(run), folder.history(), folder.failure()))
+    findings = diagnose(examine(run, load_model(path), load(run.data), folder.history(), folder.failure()))
     history, config, state = folder.history(), folder.config(), folder.load_last()
     refit = config.get("refit")
     if state is None or state["best"] is None:

@@ -94,14 +94,13 @@ def one(
     from torch.nn import ModuleDict
 
     import vaelab as v
-    from vaelab.loading import load_data
     from vaelab.objectives import sum_parts
     from vaelab.train import fit
 
     imported = time.perf_counter()
     run = v.override(v.recipes.recipe(recipe), seed=seed, precision=precision, threads=threads, compile=compile)
     run = v.override(run, **changes, **({} if epochs is None else {"epochs": epochs}))
-    data = load_data(run)
+    data = v.load(run.data)
     read = time.perf_counter()
     model = fit(run, data)
     trained = time.perf_counter()

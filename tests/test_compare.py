@@ -18,8 +18,8 @@ from PIL import Image
 from vaelab import comparison, figures
 from vaelab.cli import main
 from vaelab.config import Run, override
+from vaelab.data import load
 from vaelab.folder import RunFolder
-from vaelab.loading import load_data
 from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
@@ -56,7 +56,7 @@ def estimate(value, stderr=0.1, protocol=GREY, unit="nats", n=180):
 @functools.cache
 def sha256(run: Run, protocol: str) -> dict[str, str]:
     """Of the images of each split, as a run's data are under this protocol."""
-    data = load_data(override(run, protocol=protocol))
+    data = load(override(run, protocol=protocol).data)
     return {split: data.sha256(split) for split in ("train", "validation", "test")}
 
 

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from test_readers import idx_bytes
-from vaelab.config import Augment
+from vaelab.config import Augment, Data
 from vaelab.data import load
 from vaelab.data.augment import augment, move
 from vaelab.data.datasets import Dataset, binarize, binarize_batch
-from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import Batch
 from vaelab.runtime import StepNoise
@@ -103,7 +102,7 @@ def test_idx_folders_say_themselves_what_they_hold(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (30, 10, 9)).astype(np.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
     with pytest.raises(UsageError, match="leave out --image-size"):
-        load(str(tmp_path), reading=Reading(image_size=(32, 32)))
+        load(str(tmp_path), image_size=(32, 32))
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(x[:, 1:]))
     with pytest.raises(FailureError, match="the training images are"):
         load(str(tmp_path))
@@ -133,12 +132,25 @@ def test_unknown_data_are_named(tmp_path):
     with pytest.raises(UsageError, match="give a folder of images"):
         load(str(tmp_path / "a.txt"))
     with pytest.raises(UsageError, match="describe your own files"):
-        load("digits", reading=Reading(channels=3))
+        load("digits", channels=3)
 
 
-def test_protocols_of_another_name_are_no_protocol():
+def test_settings_that_are_unknown_or_wrong_are_named():
     with pytest.raises(UsageError, match="no protocol 'Dynamic'; did you mean 'dynamic'"):
         load("digits", protocol="Dynamic")
+    with pytest.raises(UsageError, match="no value_range 'bytes'; did you mean 'byte'"):
+        load("digits", value_range="bytes")
+    with pytest.raises(TypeError, match="range"):
+        load("digits", range="byte")
+
+
+def test_data_of_a_run_are_loaded_as_it_says():
+    settings = {"protocol": "static", "validation_size": 100.0}
+    asked = Data("digits", **settings)
+    data = load(asked)
+    assert (data.asked, data.record()) == (asked, load("digits", **settings).record())
+    with pytest.raises(UsageError, match="holds its settings itself"):
+        load(asked, protocol="grey", test_size=0.2)
 
 
 @pytest.mark.parametrize("label", [-1, 10**9])

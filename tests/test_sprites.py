@@ -91,10 +91,8 @@ def test_rows_that_are_not_there_have_no_factors():
 
 
 def test_sprites_describe_themselves():
-    from vaelab.data.sources import Reading
-
     with pytest.raises(UsageError, match="sprites"):
-        load("sprites", reading=Reading(channels=1))
+        load("sprites", channels=1)
 
 
 # --- the measures ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from PIL import Image
 from vaelab.cli import main
 from vaelab.config import override
 from vaelab.data import load, readers, streaming
-from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
 from vaelab.recipes import recipe
@@ -66,16 +65,15 @@ def same(a, b) -> None:
 
 @pytest.mark.parametrize(
     ("images", "reading"),
-    [(COLOUR, Reading()), (GREY, Reading()), (COLOUR, Reading(channels=1)), (GREY, Reading(channels=3)),
-     (COLOUR, Reading(image_size=(9, 9)))],
-)  # fmt: skip
+    [(COLOUR, {}), (GREY, {}), (COLOUR, {"channels": 1}), (GREY, {"channels": 3}), (COLOUR, {"image_size": (9, 9)})],
+)
 def test_a_folder_on_disk_is_the_folder_in_memory(images, reading, tmp_path, streamed, cache):
     root = folder_of(images, tmp_path / "pictures")
-    whole = load(str(root), reading=reading)
+    whole = load(str(root), **reading)
     assert whole.train.where is None
     assert not cache.exists(), "what fits into memory is not cached"
     streamed()
-    mapped = load(str(root), reading=reading)
+    mapped = load(str(root), **reading)
     assert mapped.train.where is not None
     same(whole, mapped)
     assert len(list(cache.iterdir())) == 1, "one file, and nothing half-made"
@@ -87,14 +85,14 @@ def test_a_folder_is_copied_piece_by_piece_and_once_for_each_way_of_reading(tmp_
     mostly[-1] = COLOUR[-1]
     for kind, images in (("grey", GREY), ("mostly", mostly)):
         root = folder_of(images, tmp_path / kind, classes=1)
-        readings = [Reading(), Reading(channels=1), Reading(channels=3), Reading(image_size=(9, 9))]
+        readings = [{}, {"channels": 1}, {"channels": 3}, {"image_size": (9, 9)}]
         with monkeypatch.context() as memory:
             memory.setattr(streaming, "STREAMED", 2**30)
-            whole = [load(str(root), reading=reading) for reading in readings]
+            whole = [load(str(root), **reading) for reading in readings]
         streamed()
         monkeypatch.setattr(streaming, "PIECE", 7)
         for in_memory, reading in zip(whole, readings, strict=True):
-            same(in_memory, load(str(root), reading=reading))
+            same(in_memory, load(str(root), **reading))
         assert whole[0].shape[0] == (1 if kind == "grey" else 3)
     assert len(list(cache.iterdir())) == 8
 
@@ -157,7 +155,7 @@ def test_decoding_that_fails_leaves_nothing(tmp_path, streamed, cache, monkeypat
         with pytest.raises(FailureError, match="GB free"):
             load(str(root))
     monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": coloured}))
-    load(str(root), reading=Reading(channels=3))
+    load(str(root), channels=3)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +288,7 @@ def test_streamed_arrays_of_two_values_are_binary_as_in_memory(x, tmp_path, stre
 def test_the_channels_asked_for_have_a_file_of_their_own(tmp_path, streamed):
     streamed()
     root = folder_of(COLOUR, tmp_path / "x")
-    assert [load(root, reading=Reading(channels=channels)).shape[0] for channels in (3, 1, None)] == [3, 1, 3]
+    assert [load(root, channels=channels).shape[0] for channels in (3, 1, None)] == [3, 1, 3]
 
 
 def test_a_streamed_folder_of_two_levels_is_binary_as_in_memory(tmp_path, streamed):

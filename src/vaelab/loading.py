@@ -6,26 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vaelab.config import Run, from_json
+from vaelab.config import from_json
 from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import Reading
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
 from vaelab.models import VAE
 from vaelab.trainer import build_model
-
-
-def load_data(run: Run) -> Dataset:
-    """Load a run's data set."""
-    data = run.data
-    reading = Reading(data.image_size, data.channels, data.value_range)
-    return load(
-        data.source,
-        protocol=data.protocol,
-        validation_size=data.validation_size,
-        test_size=data.test_size,
-        reading=reading,
-    )
 
 
 def require_same_data(folder: RunFolder, data: Dataset) -> None:
@@ -52,7 +38,7 @@ def data_of(folder: RunFolder) -> Dataset:
         FailureError: naming the first thing that differs.
     """
     folder.require_path_of_data(folder.run)
-    data = load_data(folder.run)
+    data = load(folder.run.data)
     require_same_data(folder, data)
     return data
 

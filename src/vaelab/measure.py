@@ -21,7 +21,7 @@ from vaelab import evaluate as measures
 from vaelab.checkpoint import load_tensors, read_json, save_tensors, write_json
 from vaelab.compiling import can_compile
 from vaelab.config import Run, override
-from vaelab.data.datasets import Dataset, Protocol, SplitName
+from vaelab.data.datasets import Dataset, Protocol, SplitName, load
 from vaelab.data.guard import require_fit
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Annealing, Estimate, annealed, importance, quality
@@ -31,7 +31,7 @@ from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
 from vaelab.labels import duration, images
-from vaelab.loading import data_of, load_data, load_model
+from vaelab.loading import data_of, load_model
 from vaelab.models import VAE
 from vaelab.progress import Bar
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
@@ -189,7 +189,7 @@ def _under(run: Run, model: VAE, data: Dataset, plan: Plan) -> list[Dataset]:
     in_memory = data.train.where is None  # images that stay on disk are not binarized
     if not plan.protocols and data.protocol == "grey" and in_memory and not model.is_density(binary_data=data.binary):
         protocols = ("grey", "dynamic")
-    found = [data if p == data.protocol else load_data(override(run, protocol=p)) for p in protocols]
+    found = [data if p == data.protocol else load(override(run, protocol=p).data) for p in protocols]
     for under in found:
         require_fit(model.likelihood_head, under, (plan.split,))
     return found
@@ -294,7 +294,7 @@ def _reconstruction(s: Subject) -> Found:
 
 def _samples(s: Subject) -> Found:
     # One feature space, of the pixels as they are, serves all protocols: what a model draws are grey means.
-    grey = s.data if s.data.protocol == "grey" else load_data(override(s.run, protocol="grey"))
+    grey = s.data if s.data.protocol == "grey" else load(override(s.run, protocol="grey").data)
     nets = extractors_for(grey, s.bar)
     s.bar.begin("sample quality")
     return {"metrics": {**quality.sample_quality(s.model, grey, nets, split=s.plan.split)}}

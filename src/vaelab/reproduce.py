@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, final
 
 from vaelab.config import Run, override
+from vaelab.data.datasets import load
 from vaelab.folder import RunFolder
-from vaelab.loading import load_data
 from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, recipe
@@ -99,7 +99,7 @@ def _train(run: Run, path: Path) -> None:
     resume = (path / "config.json").exists()
     if resume:
         RunFolder.open(path).reconcile(run)
-    fit(run, load_data(run), out=path, resume=resume, display=Display())
+    fit(run, load(run.data), out=path, resume=resume, display=Display())
 
 
 def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -> Plan:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaelab import figures
 from vaelab.config import Run, override
-from vaelab.data.datasets import Dataset, Split
+from vaelab.data.datasets import Dataset, Split, load
 from vaelab.errors import UsageError
 from vaelab.evaluate import importance, latents
 from vaelab.evaluate.neighbours import nearest_images
@@ -23,7 +23,7 @@ from vaelab.evaluate.pieces import join
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.folder import RunFolder
 from vaelab.labels import cost
-from vaelab.loading import data_of, load_data, load_model
+from vaelab.loading import data_of, load_model
 from vaelab.models import SPACES, VAE
 
 MAPPED = 5000  # images of a map, at most
@@ -215,7 +215,7 @@ def weighed(scene: Scene) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.fl
         raise UsageError(f"no importance sampling of this model: {why}")
     data = scene.data
     if not scene.model.is_density(binary_data=data.binary):
-        data = load_data(override(scene.run, protocol="dynamic")).to(data.train.device)
+        data = load(override(scene.run, protocol="dynamic").data).to(data.train.device)
     images, count = WEIGHED
     # Fewer of large images: what half a minute allows.
     images = max(10, min(images, images * WEIGHED_PIXELS // int(np.prod(scene.model.shape))))

@@ -20,12 +20,12 @@ import torch
 
 from vaelab.compiling import can_compile
 from vaelab.config import Run, override
-from vaelab.data.datasets import Dataset
+from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import NAMED
 from vaelab.distributed import LostProcessError, leads, team
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
-from vaelab.loading import load_data, require_same_data
+from vaelab.loading import require_same_data
 from vaelab.models import VAE
 from vaelab.progress import Display
 from vaelab.runtime import denormals_flushed, resolve_device, threads
@@ -99,7 +99,7 @@ def fit(
     generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     held = folder.held() if folder is not None and leads() else contextlib.nullcontext()
     with threads(run.training.threads), generators, team(device) as together:
-        dataset = load_data(run) if data is None else data
+        dataset = load(run.data) if data is None else data
         trainer = Trainer(run, dataset.to(device), device, together)
         with held:
             if folder is not None:

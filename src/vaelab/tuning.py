@@ -23,14 +23,13 @@ from typing import Any, final
 from vaelab import __version__
 from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
-from vaelab.data.datasets import Dataset
+from vaelab.data.datasets import Dataset, load
 from vaelab.errors import FailureError, InterruptedRun, UsageError
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, Stage
 from vaelab.labels import duration, readable
-from vaelab.loading import load_data
 from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
@@ -93,7 +92,7 @@ def plan(recipe_name: str, data: str, **changes: Any) -> tuple[Run, Dataset]:
             f"--epochs {run.training.epochs}: {recipe_name} warms up over {warm_up:g} epochs, and has not trained at "
             f"its beta before: give at least {math.ceil(warm_up)}"
         )
-    loaded = load_data(run)
+    loaded = load(run.data)
     if not build_model(run, loaded.shape).is_density(binary_data=loaded.binary):
         if "protocol" in given:
             raise UsageError(
@@ -101,7 +100,7 @@ def plan(recipe_name: str, data: str, **changes: Any) -> tuple[Run, Dataset]:
                 "sizes cannot be compared: leave it out, and they are binarized"
             )
         run = override(run, protocol="dynamic")
-        loaded = load_data(run)
+        loaded = load(run.data)
     if len(loaded.validation) < 2:
         raise UsageError(f"{loaded.name} has 1 validation image, which has no standard error: give more images")
     return run, loaded

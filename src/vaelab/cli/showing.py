@@ -63,7 +63,8 @@ def reconstruct(
         out: the PNG, SVG or PDF to write; default: RUN/reconstruct-SPLIT.png.
     """
     from vaelab import figures, media
-    from vaelab.data.sources import NAMED, Reading, find
+    from vaelab.config import Data
+    from vaelab.data.sources import NAMED, find
     from vaelab.folder import RunFolder
     from vaelab.loading import load_model
 
@@ -84,7 +85,8 @@ def reconstruct(
         channels, height, width = model.shape
         size = (height, width) if Path(images).is_dir() else None  # the images of a folder are scaled and cropped
         wanted = 3 if channels == 3 else 1
-        pool = find(images, Reading() if images in NAMED else Reading(size, wanted, settings.data.value_range))
+        own = Data(images, image_size=size, channels=wanted, value_range=settings.data.value_range)
+        pool = find(Data(images) if images in NAMED else own)
         if pool.train.x.shape[1:] != model.shape:
             raise UsageError(
                 f"--images {images}: images of {pool.train.x.shape[1:]}, the run was trained on {model.shape}"

@@ -83,9 +83,9 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
+    from vaelab.data.datasets import load
     from vaelab.distributed import launcher, leads
     from vaelab.folder import RunFolder
-    from vaelab.loading import load_data
     from vaelab.progress import Display
     from vaelab.train import fit, with_absolute_path
 
@@ -96,7 +96,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
         run = RunFolder.open(folder).reconcile(run)
     elif leads():
         RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
-    data = load_data(run)
+    data = load(run.data)
     say = logging.getLogger("vaelab").info
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
         len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaelab.config import Data
-from vaelab.data.sources import Factors, Pool, Reading, find
+from vaelab.data.readers import Range
+from vaelab.data.sources import Factors, Pool, find
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.labels import pixels
 from vaelab.models import Batch
@@ -199,34 +200,41 @@ class Dataset:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Data,
     *,
     protocol: Protocol = "grey",
     validation_size: float | None = None,
     test_size: float | None = None,
-    reading: Reading | None = None,
+    image_size: tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
+    value_range: Range = "auto",
 ) -> Dataset:
     """Find, read and split a data set.
 
     Args:
-        source: ``mnist``, ``digits``, ``freyfaces``, ``sprites``, or a path.
+        source: ``mnist``, ``digits``, ``freyfaces``, ``sprites``, or a path; or a run's ``Data``, as it is.
         protocol: see ``Dataset``.
         validation_size, test_size: a number of images, or below 1 a fraction. None: what is customary (MNIST: the last
             5,000 training images, and its own test set), else a tenth each.
-        reading: how to read a path.
+        image_size, channels, value_range: how to read a path, as in ``config.Data``.
+
+    Raises:
+        UsageError: if there are no such data, or a setting cannot be had of them.
+        FailureError: if the data are there and cannot be read.
 
     Example:
         >>> data = load("digits")
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1437, 180, 180, (1, 28, 28))
     """
-    if protocol not in get_args(Protocol):
-        raise UsageError(f"no protocol {protocol!r}{did_you_mean(protocol, get_args(Protocol))}")
-    source, reading = str(source), reading or Reading()
-    asked = Data(
-        source, protocol, validation_size, test_size, reading.image_size, reading.channels, reading.value_range
-    )
-    pool = find(source, reading)
+    given = protocol, validation_size, test_size, image_size, channels, value_range
+    asked = source if isinstance(source, Data) else Data(str(source), *given)
+    if asked is source and Data(Data.source, *given) != Data():
+        raise UsageError("a Data holds its settings itself: change them there, and load that alone")
+    for name, known in (("protocol", get_args(Protocol)), ("value_range", get_args(Range))):
+        if (word := getattr(asked, name)) not in known:
+            raise UsageError(f"no {name} {word!r}{did_you_mean(word, known)}")
+    protocol, pool = asked.protocol, find(asked)
     on_disk = isinstance(pool.train.x, np.memmap)
     if on_disk and protocol != "grey":
         raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
@@ -235,7 +243,7 @@ def load(
         log.info("%s: %s images stay on disk and are read as they are used", pool.name, f"{len(pool.train.x):,}")
     binary = pool.train.binary and (pool.test is None or pool.test.binary)
     splits: list[Split] = []
-    for number, rows in enumerate(_rows(pool, validation_size, test_size)):
+    for number, rows in enumerate(_rows(pool, asked.validation_size, asked.test_size)):
         images = pool.test if pool.test is not None and number == 2 else pool.train
         index, y = torch.from_numpy(rows), None if images.y is None else torch.from_numpy(images.y[rows])
         x = images.x if on_disk else images.x[rows]

@@ -10,17 +10,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from platformdirs import user_cache_path
 
+from vaelab.config import Data
 from vaelab.data.download import MNIST_SHA256, download
 from vaelab.data.readers import (
     Images,
-    Range,
     as_images,
     labelled,
     parse_idx,
@@ -37,16 +37,6 @@ from vaelab.labels import readable
 
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read a path: what the user said of its images, where the files do not."""
-
-    image_size: tuple[int, int] | None = None
-    channels: Literal[1, 3] | None = None
-    value_range: Range = "auto"
-
-
 # What made the images (N, F), each factor counted from 0, by their row numbers (N,).
 Factors = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
@@ -62,15 +52,16 @@ class Pool:
     factors: Factors | None = None
 
 
-def find(source: str, reading: Reading) -> Pool:
-    """Load a named data set, a folder, an array file or a folder of idx files.
+def find(data: Data) -> Pool:
+    """Load a named data set, a folder, an array file or a folder of idx files. Protocol and split are left to ``load``.
 
     Raises:
         UsageError: if there is no such name or path.
         FailureError: if the data are there and cannot be read.
     """
+    source, described = data.source, (data.image_size, data.channels, data.value_range) != (None, None, "auto")
     if source in NAMED:
-        if reading != Reading():
+        if described:
             raise UsageError(
                 f"--image-size, --channels and --range describe your own files, not {source}: leave them out"
             )
@@ -79,14 +70,14 @@ def find(source: str, reading: Reading) -> Pool:
     if not path.exists():
         raise UsageError(f"--data {source}: neither a path nor a data set{did_you_mean(source, NAMED)}")
     if path.is_dir() and (found := _idx_files(path)):
-        if reading != Reading():
+        if described:
             raise UsageError("idx files say themselves what they hold: leave out --image-size, --channels and --range")
         return _idx_pool(readable(path.name), found)
     if path.is_dir():
-        streamed = stream_folder(path, reading.image_size, reading.channels, _cache("images"))
-        return Pool(readable(path.name), streamed or read_folder(path, reading.image_size, reading.channels))
+        streamed = stream_folder(path, data.image_size, data.channels, _cache("images"))
+        return Pool(readable(path.name), streamed or read_folder(path, data.image_size, data.channels))
     if path.suffix in (".npy", ".npz"):
-        return _array_pool(path, reading)
+        return _array_pool(path, data)
     raise UsageError(f"--data {source}: give a folder of images, a .npy or .npz file, or a folder of idx files")
 
 
@@ -201,9 +192,9 @@ def _same_kind(pool: Pool) -> Pool:
     return pool
 
 
-def _array_pool(path: Path, reading: Reading) -> Pool:
+def _array_pool(path: Path, data: Data) -> Pool:
     if path.suffix == ".npy":
-        streamed = stream_array(path, reading.image_size, reading.channels, reading.value_range)
+        streamed = stream_array(path, data.image_size, data.channels, data.value_range)
         if streamed is not None:
             return Pool(readable(path.stem), streamed)
     arrays = read_array_file(path)
@@ -212,9 +203,9 @@ def _array_pool(path: Path, reading: Reading) -> Pool:
         read = as_images(
             arrays[key],
             f"{path}[{key}]" if path.suffix == ".npz" else str(path),
-            image_size=reading.image_size,
-            channels=reading.channels,
-            value_range=reading.value_range,
+            image_size=data.image_size,
+            channels=data.channels,
+            value_range=data.value_range,
         )
         y = arrays.get(labels)
         return read if y is None else labelled(read, y, f"{path}[{labels}]")
