@@ -32,9 +32,10 @@ from vaelab.checkpoint import write_json
 from vaelab.cli.exploring import _listen
 from vaelab.config import override
 from vaelab.explorer.server import application
-from vaelab.explorer.world import world_of
+from vaelab.explorer.world import World
 from vaelab.recipes import recipe
 from vaelab.runtime import cpu_name
+from vaelab.scene import scene_of
 from vaelab.train import fit
 
 HERE = Path(__file__).parent
@@ -120,7 +121,7 @@ def measure(run: Path, options: Options) -> dict[str, Any]:
 
 def serve(run: Path, listener: Any, ready: Event) -> None:
     """The explorer of a run, in a process of its own."""
-    app = application(world_of(run))
+    app = application(World(scene_of(run)))
     ready.set()
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 

@@ -15,7 +15,8 @@ from vaelab import figures
 from vaelab.cli import main
 from vaelab.errors import FailureError
 from vaelab.explorer import static
-from vaelab.explorer.world import world_of
+from vaelab.explorer.world import World
+from vaelab.scene import scene_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
@@ -47,13 +48,13 @@ def wide(tmp_path_factory):
     """A model of more dimensions than are shown at first, on a PCA map."""
     folder = tmp_path_factory.mktemp("wide")
     run = trained(folder, "mlp", "--data", "digits", "--epochs", "15", "--batch-size", "32")
-    return world_of(run)
+    return World(scene_of(run))
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
     """A model of two dimensions."""
-    return world_of(trained(tmp_path_factory.mktemp("plane"), "mlp-2d", "--data", "digits", "--epochs", "4"))
+    return World(scene_of(trained(tmp_path_factory.mktemp("plane"), "mlp-2d", "--data", "digits", "--epochs", "4")))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def colour(tmp_path_factory):
     for i in range(60):
         shade = rng.integers(0, 255, 3, np.uint8)
         Image.fromarray(np.broadcast_to(shade, (24, 16, 3)).copy()).save(folder / "photos" / f"{i}.png")
-    return world_of(trained(folder, "conv-2d", "--data", str(folder / "photos"), "--epochs", "2", "--batch-size", "16"))
+    run = trained(folder, "conv-2d", "--data", str(folder / "photos"), "--epochs", "2", "--batch-size", "16")
+    return World(scene_of(run))
 
 
 @pytest.fixture(scope="module")
@@ -585,7 +587,7 @@ def test_links_that_do_not_fit_start_anew(opened, address, wide, link):
 
 
 def test_a_model_of_one_dimension_starts_with_nothing_kept(opened, tmp_path):
-    world = world_of(trained(tmp_path, "mlp-2d", "--data", "digits", "--latent-dim", "1", "--epochs", "1"))
+    world = World(scene_of(trained(tmp_path, "mlp-2d", "--data", "digits", "--latent-dim", "1", "--epochs", "1")))
     with served(world) as address:
         page = opened(address)
         assert page.inner_text("#picture-caption").startswith("test image"), "no code of a link"
@@ -737,8 +739,6 @@ def test_a_plane_is_decoded_as_it_is(opened, plane):
 
 
 def test_on_a_map_of_neighbours_the_closest_image_is_decoded(opened, wide, monkeypatch):
-    from vaelab.explorer.world import World
-
     world = World.__new__(World)
     world.__dict__.update(wide.__dict__)
     world.map = figures.project(wide.codes, "tsne")
@@ -781,7 +781,7 @@ def test_colour_images_of_another_size(opened, colour):
 
 def test_binary_pixels_are_given_binary_drawings(opened, tmp_path):
     run = trained(tmp_path, "mlp", "--data", "digits", "--protocol", "dynamic", "--epochs", "2", "--z-dim", "4")
-    world = world_of(run)
+    world = World(scene_of(run))
     with served(world) as address:
         page = opened(address)
         stroke(page, STROKE)

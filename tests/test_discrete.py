@@ -551,10 +551,10 @@ def test_a_model_with_a_codebook_is_measured_by_its_use(digits):
         codes = model.posterior(digits.test.rows(slice(None)).x).codes
     assert torch.equal(torch.from_numpy(usage.codes), codes)
     found = overview(model, digits, "test", 100)
-    assert found.metrics.keys() == {"perplexity", "codes_used"}
-    assert sum(found.per_dimension["code_counts"]) == codes.numel()
-    assert 1 <= found.metrics["perplexity"].value <= found.metrics["codes_used"].value <= 8
-    assert "no active units" in found.left_out[0]
+    assert found["metrics"].keys() == {"perplexity", "codes_used"}
+    assert sum(found["per_dimension"]["code_counts"]) == codes.numel()
+    assert 1 <= found["metrics"]["perplexity"].value <= found["metrics"]["codes_used"].value <= 8
+    assert "no active units" in found["about"]["left_out"][0]
     rate = evaluate(model, trainer.run, digits)["rate"]
     assert (rate.value, rate.stderr) == (pytest.approx(9 * math.log(8)), pytest.approx(0, abs=1e-6))
     assert "chosen, not drawn" in why_no_bound(model)
@@ -572,18 +572,18 @@ def test_codes_are_counted_in_the_split_that_is_asked_for(digits):
         with torch.no_grad():
             codes = model.posterior(data.split(split).rows(slice(None)).x).codes
         found = overview(model, data, split, 10)
-        assert found.per_dimension["code_counts"] == torch.bincount(codes.flatten(), minlength=8).tolist()
-        assert found.metrics["perplexity"].n == found.metrics["codes_used"].n == images
-        assert found.metrics["codes_used"].protocol.startswith(f"digits {split}, ")
+        assert found["per_dimension"]["code_counts"] == torch.bincount(codes.flatten(), minlength=8).tolist()
+        assert found["metrics"]["perplexity"].n == found["metrics"]["codes_used"].n == images
+        assert found["metrics"]["codes_used"].protocol.startswith(f"digits {split}, ")
 
 
 def test_what_a_model_without_a_density_has_is_measured_and_the_rest_named(digits):
     small = replace(digits, train=digits.train.first(200))
     model = Trainer(override(run_of("rae"), compile="off"), digits, CPU).model.eval()
     found = overview(model, small, "test", 100)
-    assert {"active_units", "two_sample_accuracy", "linear_probe", "knn_probe"} == found.metrics.keys()
-    assert len(found.left_out) == 1
-    assert "mutual information, aggregate KL" in found.left_out[0]
+    assert {"active_units", "two_sample_accuracy", "linear_probe", "knn_probe"} == found["metrics"].keys()
+    assert len(found["about"]["left_out"]) == 1
+    assert "mutual information, aggregate KL" in found["about"]["left_out"][0]
     assert evaluate(model, run_of("rae"), digits).keys() == {"distortion"}
     assert "no density" in why_no_bound(model)
 

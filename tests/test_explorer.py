@@ -21,7 +21,7 @@ from vaelab import figures
 from vaelab.cli import main
 from vaelab.errors import FailureError, UsageError
 from vaelab.explorer import server, static
-from vaelab.explorer.world import DRAWS, World, world_of
+from vaelab.explorer.world import DRAWS, World
 from vaelab.scene import scene_of
 
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(run):
-    return world_of(run)
+    return World(scene_of(run))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_scores_are_compared_with_all_test_images_whatever_the_map_shows(run, wo
     found = world.score(digits.test.rows(slice(None)).x.numpy())
     totals = np.sort(found.distortion + found.rate)
     np.testing.assert_allclose(world.info["score"]["sorted"], totals, atol=0.01)
-    assert world_of(run, images=5).info["score"] == world.info["score"]
+    assert World(scene_of(run), images=5).info["score"] == world.info["score"]
     assert world.info["score"]["what"].startswith("cross-entropy + KL"), "grey pixels have no likelihood"
 
 
@@ -294,7 +294,7 @@ def test_a_failure_tells_nothing_of_the_machine(app, world, monkeypatch):
 
 def test_nothing_is_written(run, client):
     before = snapshot(run.parent)
-    world = world_of(run)
+    world = World(scene_of(run))
     with TestClient(server.application(world), base_url="http://127.0.0.1") as other:
         for path in ("/", "/run.json", "/points.bin", "/images.bin"):
             assert other.get(path).status_code == 200

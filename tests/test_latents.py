@@ -464,17 +464,17 @@ def test_an_overview_has_the_moments_of_draws_and_of_means(digits, monkeypatch):
     data = replace(digits, train=digits.train.first(150))
     model = build_model(override(recipe("mlp"), seed=3), digits.shape)
     found, codes = overview(model, data, "validation", 100), latents.encode(model, data, "validation", limit=100)
-    lists = {name: np.array(values) for name, values in found.per_dimension.items()}
+    lists = {name: np.array(values) for name, values in found["per_dimension"].items()}
     np.testing.assert_allclose(lists["rate"], codes.rate.sum(0) / 100)
     np.testing.assert_allclose(lists["variance_of_means"], np.cov(codes.loc.T).diagonal())
     np.testing.assert_allclose(lists["mean"], codes.z.sum(0) / 100)
     np.testing.assert_allclose(lists["variance"], np.cov(codes.z.T).diagonal())
-    assert found.metrics["active_units"].value == (lists["variance_of_means"] > 0.01).sum()
-    assert found.metrics["mutual_information"].n == found.metrics["two_sample_accuracy"].n == 100
-    assert found.metrics["active_units"].protocol.startswith("digits validation (first 100 images), ")
+    assert found["metrics"]["active_units"].value == (lists["variance_of_means"] > 0.01).sum()
+    assert found["metrics"]["mutual_information"].n == found["metrics"]["two_sample_accuracy"].n == 100
+    assert found["metrics"]["active_units"].protocol.startswith("digits validation (first 100 images), ")
     probes = classifiers.probes(latents.encode(model, data, "train"), codes, "")
-    assert {name: found.metrics[name].value for name in probes} == {name: probe.value for name, probe in probes.items()}
-    one = overview(model, data, "validation", 1).per_dimension
+    assert {n: found["metrics"][n].value for n in probes} == {n: probe.value for n, probe in probes.items()}
+    one = overview(model, data, "validation", 1)["per_dimension"]
     assert one["variance"] is None
     assert one["mean"] == pytest.approx(codes.z[0].tolist())
 
@@ -485,7 +485,7 @@ def test_an_aggregate_of_slow_densities_is_of_few_codes(digits, monkeypatch, spl
     monkeypatch.setattr(latents, "FEW", 30)
     data = replace(digits, train=digits.train.first(100), validation=digits.validation.first(25))
     model = build_model(override(recipe("mlp"), posterior=specs.IAF(3, 1, (8,))), digits.shape)
-    metrics = overview(model, data, split, 80).metrics
+    metrics = overview(model, data, split, 80)["metrics"]
     codes = latents.encode(model, data, split, limit=count)
     log_q = [codes.batches[0].qz.log_prob(torch.from_numpy(z).float()[None]).detach().double() for z in codes.z]
     log_agg = torch.stack(log_q).logsumexp(1).numpy() - math.log(count)

@@ -252,16 +252,16 @@ def test_codes_of_all_splits_are_scored_against_the_factors_of_their_own_images(
         )
     found = overview(model, few, "test", 100)
     names = {"total_correlation", "mutual_information_gap", "disentanglement", "completeness", "informativeness"}
-    assert names <= found.metrics.keys()
-    assert {found.metrics[name].n for name in names} == {1020}
-    assert "sprites, all 1,020 images" in found.metrics["disentanglement"].protocol
+    assert names <= found["metrics"].keys()
+    assert {found["metrics"][name].n for name in names} == {1020}
+    assert "sprites, all 1,020 images" in found["metrics"]["disentanglement"].protocol
     # The same images in their own order and in the splits': a score that mixed up rows would see nothing of them.
     index = np.sort(np.concatenate([few.split(s).index.numpy() for s in SPLITS]))
     x = torch.from_numpy(sprites.images().x[index])
     ordered = Split(x, None, torch.from_numpy(index))
     codes = latents.encode(model, dataclasses.replace(few, test=ordered), "test")
     gap = factors.mutual_information_gap(codes, sprites.factors(index), "")
-    assert found.metrics["mutual_information_gap"].value == pytest.approx(gap.value, rel=1e-6)
+    assert found["metrics"]["mutual_information_gap"].value == pytest.approx(gap.value, rel=1e-6)
     mixed_up = np.random.default_rng(0).permutation(sprites.factors(index))
     known, by_chance = (
         factors._pointwise_information(codes, rows).mean(0).max() for rows in (sprites.factors(index), mixed_up)

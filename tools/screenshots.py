@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from serving import served
 from test_browser import BROWSERS, stroke_only
 from vaelab import figures, media
-from vaelab.explorer.world import world_of
+from vaelab.explorer.world import World
+from vaelab.scene import scene_of
 
 FRAMES = 40
 SHRINK = 0.6
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, BROWSERS)))
-    with served(world_of(options.run)) as address, sync_playwright() as playwright:
+    with served(World(scene_of(options.run))) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1180}, device_scale_factor=1)
         use(page, address)

@@ -283,9 +283,7 @@ def _simulated(s: Subject) -> int:
 
 
 def _latents(s: Subject) -> Found:
-    found = overview(s.model, s.data, s.plan.split, CODES)
-    about = {"left_out": found.left_out} if found.left_out else {}
-    return {"metrics": {**found.metrics}, "per_dimension": {**found.per_dimension}, "about": about}
+    return overview(s.model, s.data, s.plan.split, CODES)
 
 
 def _reconstruction(s: Subject) -> Found:

@@ -61,12 +61,13 @@ def _serve(run: Path, map: How, images: int, port: int, open: bool) -> None:
     import uvicorn
 
     from vaelab.explorer.server import application
-    from vaelab.explorer.world import world_of
+    from vaelab.explorer.world import World
+    from vaelab.scene import scene_of
 
     listener = _listen(port)
     with listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        app = application(world_of(run, map, images))
+        app = application(World(scene_of(run), map, images))
         print(f"{url} explores {run}; Ctrl-C ends it", flush=True)
         if open:
             import webbrowser
@@ -93,11 +94,12 @@ def _listen(port: int) -> socket.socket:
 def _write(run: Path, map: How, images: int, out: Path, runtime: Runtime) -> None:
     from vaelab.cli.shipping import description
     from vaelab.explorer.static import write_static
-    from vaelab.explorer.world import world_of
+    from vaelab.explorer.world import World
     from vaelab.folder import RunFolder
+    from vaelab.scene import scene_of
 
     about = description(run, RunFolder.open(run).config())
-    files = write_static(world_of(run, map, images), out, runtime, about)
+    files = write_static(World(scene_of(run), map, images), out, runtime, about)
     size = sum((out / name).stat().st_size for name in files) / 2**20
     look = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))}"
     print(f"{out}: {len(files)} files, {size:.1f} MiB; put them on any static host "

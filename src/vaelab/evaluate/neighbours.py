@@ -5,8 +5,6 @@ Shapes: N images, K neighbours.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,14 +13,7 @@ from torch import Tensor
 from vaelab.data.datasets import Split
 
 
-class Nearest(NamedTuple):
-    """The K rows of a split closest to each of N images (N, K), the closest first, and their distances (N, K)."""
-
-    rows: NDArray[np.int64]
-    distances: NDArray[np.float64]
-
-
-def nearest_images(images: Tensor, split: Split, count: int = 1) -> Nearest:
+def nearest_images(images: Tensor, split: Split, count: int = 1) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     r"""Find the closest images of a split, by :math:`\lVert x - x' \rVert_2` over pixels in [0, 1].
 
     Means of p(x|z) are smooth, and so closer to any image than a sharp one is: compare their distances with those of
@@ -32,6 +23,9 @@ def nearest_images(images: Tensor, split: Split, count: int = 1) -> Nearest:
         images: (N, C, H, W) in [0, 1].
         split: where to look; all of it is read once.
         count: K, at most the size of the split.
+
+    Returns:
+        The rows of each image's closest (N, K), the closest first, and their distances (N, K).
 
     Reference:
         Theis, van den Oord & Bethge (2016), A Note on the Evaluation of Generative Models, section 4.
@@ -49,4 +43,4 @@ def nearest_images(images: Tensor, split: Split, count: int = 1) -> Nearest:
         best, kept = torch.topk(torch.cat([best, found], 1), min(count, best.shape[1] + len(piece)), largest=False)
         rows = torch.cat([rows, at], 1).gather(1, kept)
         start += len(piece)
-    return Nearest(rows.cpu().numpy(), best.cpu().double().numpy())
+    return rows.cpu().numpy(), best.cpu().double().numpy()

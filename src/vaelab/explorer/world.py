@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -21,7 +20,7 @@ from vaelab.export import Scorer
 from vaelab.figures import How, Projection
 from vaelab.figures.style import COLOURS
 from vaelab.models import VAE
-from vaelab.scene import Scene, require_real, scene_of, typical_of_each
+from vaelab.scene import Scene, require_real, typical_of_each
 
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most
@@ -141,8 +140,3 @@ class World:
 def to_bytes(x: torch.Tensor) -> Bytes:
     """Images in [0, 1] as bytes."""
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def world_of(run: Path, how: How = "auto", images: int = IMAGES) -> World:
-    """The world of a run folder."""
-    return World(scene_of(run), how, images)
