@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, Protocol, Self, cast, final, runtime_checkable
+from typing import Any, Literal, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +23,6 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 
 FlowKind = Literal["coupling", "maf", "nsf"]
-
-
-@runtime_checkable
-class Flow(Protocol):
-    """An invertible map of latents (*leading, D), with parameters of its own for each of B examples or none."""
-
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of z, and the log-determinant (*leading) of the map's Jacobian there."""
-        ...
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What is mapped to z, and the log-determinant of the map (not of its inverse) at that point.
-
-        Raises:
-            NotImplementedError: if the inverse is not known.
-        """
-        ...
-
-    def held(self) -> Flow:
-        """The same map with its parameters held constant: gradients flow through z alone."""
-        ...
 
 
 # --- flows whose parameters an encoder emits ------------------------------------------------------------------------
@@ -55,7 +34,7 @@ class OneWay(ABC):
 
     @abstractmethod
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of z, and the log-determinant there."""
+        """The image of z (*leading, D), and the log-determinant (*leading) of the map's Jacobian there."""
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Unknown."""
@@ -65,7 +44,7 @@ class OneWay(ABC):
         )
 
     def held(self) -> Self:
-        """The same map with its parameters held constant."""
+        """The same map with its parameters held constant: gradients flow through z alone."""
         return replace(self, **{name: parameter.detach() for name, parameter in vars(self).items()})
 
 
@@ -232,11 +211,11 @@ class Conditioned:
         return self._map(z, inverse=False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What is mapped to z, one dimension after the other, and the log-determinant of the map there."""
+        """What is mapped to z, one dimension after another, and the map's log-determinant there, not its inverse's."""
         return self._map(z, inverse=True)
 
     def held(self) -> Conditioned:
-        """The same map with its parameters held constant."""
+        """The same map with its parameters held constant: gradients flow through z alone."""
         return Conditioned(self.network, self.context.detach(), is_held=True)
 
     def _map(self, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -244,6 +223,10 @@ class Conditioned:
             return self.network(z, self.context, inverse=inverse)
         constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         return functional_call(self.network, constants, (z, self.context), {"inverse": inverse})
+
+
+Flow = OneWay | Conditioned
+"""An invertible map of latents (*leading, D), with parameters of its own for each of B examples."""
 
 
 def _zuko() -> tuple[ModuleType, ModuleType]:
