@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vaelab.divergences import log_mean_exp
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import importance
 from vaelab.evaluate.importance import effective_sample_size, iwae_bounds, nll, sample_counts
+from vaelab.evaluate.pieces import in_pieces
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.models import VAE, Draw
 from vaelab.recipes import recipe
@@ -119,6 +121,23 @@ def test_memory_workers_and_resuming_change_nothing(trained, digits):
     rest = rows(trained, digits, num_samples=200, rows=23, first_row=9)
     np.testing.assert_allclose(rest["k=200"], whole["k=200"][9:], rtol=1e-5)
     assert torch.get_num_threads() == 1
+
+
+def test_a_caller_that_stops_early_waits_for_no_piece_that_is_not_begun(trained):
+    begun, before = [], torch.get_num_threads()
+
+    def score(piece: slice) -> dict[str, np.ndarray]:
+        begun.append(piece.start)
+        time.sleep(0.01)
+        return {"place": np.array([float(piece.start)])}
+
+    found = in_pieces(trained.train(), [slice(i, i + 1) for i in range(2000)], score, workers=2)
+    assert [next(found)[1]["place"].item() for _ in range(5)] == [0, 1, 2, 3, 4]
+    found.close()
+    count = len(begun)
+    assert count < 1000
+    time.sleep(0.1)
+    assert (len(begun), torch.get_num_threads(), trained.training) == (count, before, True)
 
 
 COMPILED = """

@@ -6,9 +6,8 @@ Shapes: B images of a piece.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from vaelab.errors import FailureError
 from vaelab.evaluate.estimate import evaluating
 from vaelab.models import VAE
+from vaelab.runtime import threads
 
 Values = dict[str, NDArray[np.float64]]
 """Values of some images by name, each (B,)."""
@@ -38,35 +38,20 @@ def in_pieces(model: VAE, pieces: list[slice], score: Callable[[slice], Values],
         workers: threads that score pieces side by side on a CPU. Each has one thread for its products: a core to each
             piece beats all cores on one small product.
     """
-    training, before = model.training, torch.get_num_threads()
+    training = model.training
     model.eval()
     try:
-        with model.fixed_prior():
+        with model.fixed_prior(), threads(1 if workers > 1 else None):
             if workers == 1:
                 yield from ((piece, score(piece)) for piece in pieces)
-            else:
-                torch.set_num_threads(1)
-                yield from _side_by_side(pieces, score, workers)
+                return
+            pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+            try:
+                yield from zip(pieces, pool.map(score, pieces), strict=True)
+            finally:  # pieces that no worker has begun are given up: a caller may stop early
+                pool.shutdown(cancel_futures=True)
     finally:
-        torch.set_num_threads(before)
         model.train(training)
-
-
-def _side_by_side(pieces: list[slice], score: Callable[[slice], Values], workers: int) -> Iterator[Rows]:
-    running: deque[tuple[slice, Future[Values]]] = deque()
-    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
-    try:
-        for piece in pieces:
-            running.append((piece, pool.submit(score, piece)))
-            # A few wait in the queue, that no worker ever does; not all, as a caller may stop early.
-            if len(running) > 2 * workers:
-                done, values = running.popleft()
-                yield done, values.result()
-        while running:
-            done, values = running.popleft()
-            yield done, values.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def join(rows: Iterable[Rows]) -> Values:
