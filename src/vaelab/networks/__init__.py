@@ -1,7 +1,7 @@
 """Encoder and decoder networks. Each takes any image of C x H x W with both sides at least 8, odd and unequal ones too.
 
-An encoder maps images to features, of which a posterior makes a distribution; a decoder maps latent vectors to the
-parameters of every pixel, of which a likelihood makes one. Neither knows which.
+An encoder maps images to features, ``out_features`` of them, of which a posterior makes a distribution; a decoder maps
+latent vectors to the parameters of every pixel, of which a likelihood makes one. Neither knows which.
 """
 
 from vaelab.networks.convolutional import ConvDecoder as ConvDecoder
@@ -10,7 +10,6 @@ from vaelab.networks.dense import MLPDecoder as MLPDecoder
 from vaelab.networks.dense import MLPEncoder as MLPEncoder
 from vaelab.networks.dropout import Dropout as Dropout
 from vaelab.networks.network import Decoder as Decoder
-from vaelab.networks.network import Encoder as Encoder
 from vaelab.networks.network import initialise as initialise
 from vaelab.networks.residual import ResidualDecoder as ResidualDecoder
 from vaelab.networks.residual import ResidualEncoder as ResidualEncoder

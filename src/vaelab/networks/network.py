@@ -1,6 +1,6 @@
-"""What a VAE needs of an encoder and of a decoder, and what all networks are made with.
+"""What a VAE needs of a decoder, and what all networks are made with.
 
-Shapes: B batch, N any number of latent vectors, C H W image, P parameters per channel, D latent dimensions, F features.
+Shapes: N any number of latent vectors, C H W image, P parameters per channel, D latent dimensions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from vaelab.errors import UsageError
 from vaelab.specs import Activation, Shape
 
 MIN_SIDE = 8
-
-
-class Encoder(Protocol):
-    """What a VAE needs of an encoder: ``out_features`` features of a batch of images."""
-
-    out_features: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) in [0, 1] to (B, F)."""
-        ...
 
 
 class Decoder(Protocol):
