@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 
 from vaelab import __version__
 from vaelab.checkpoint import read_json
-from vaelab.config import Run, flat, slots_with_choice
+from vaelab.config import SLOTS, Run, flat
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
@@ -95,7 +95,7 @@ class Measured:
 
     def settings(self) -> dict[str, Any]:
         """All settings by their flat names, with what ``auto`` was resolved to, and the kinds of the parts."""
-        kinds = {slot: getattr(getattr(self.run, slot), "word", "auto") for slot in slots_with_choice()}
+        kinds = {slot: getattr(getattr(self.run, slot), "word", "auto") for slot in SLOTS}
         values = {name: leaf.value for name, leaf in flat(self.run).items()}
         return {**kinds, **values, **{k: self.resolved[k] for k in sorted(MACHINE_SETTINGS) if k in self.resolved}}
 

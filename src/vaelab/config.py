@@ -227,6 +227,8 @@ def override(run: Run, **changes: Any) -> Run:
 
 
 _MEASURED = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective")  # parts that a bf16_gap is of
+SLOTS = (*_MEASURED, "optimizer", "schedule")
+"""Slots that may hold several kinds of spec, and so have a flag that chooses."""
 
 
 def _check(run: Run) -> None:
@@ -270,9 +272,12 @@ def require_effect(run: Run) -> None:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def to_json(run: Run) -> dict[str, Any]:
-    """The run as plain JSON; ``from_json`` restores it exactly."""
-    return _encode(run)
+def to_json(value: Any) -> Any:
+    """A run, or a part of one, as plain JSON; ``from_json`` restores a run exactly."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_json(content: Mapping[str, Any]) -> Run:
@@ -286,13 +291,6 @@ def from_json(content: Mapping[str, Any]) -> Run:
     run = _decode(Run, content, "the run")
     _check(run)
     return run
-
-
-def _encode(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
-    return [_encode(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _decode(kind: type, content: Mapping[str, Any], where: str) -> Any:
@@ -323,19 +321,13 @@ def _decode_value(value: Any, hint: Any, where: str) -> Any:
 
 def _choices() -> dict[str, tuple[type, ...]]:
     """The slots of a run and the specs that each may hold."""
-    slots = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective", "optimizer", "schedule")
     hints = typing.get_type_hints(Run)
-    return {slot: tuple(kind for kind in _members(hints[slot]) if kind is not type(None)) for slot in slots}
+    return {slot: tuple(kind for kind in _members(hints[slot]) if kind is not type(None)) for slot in SLOTS}
 
 
 def spec_names(slot: str) -> dict[str, type]:
     """The words by which the specs of a slot are chosen: ``warmup-cosine`` for ``WarmupCosine``."""
     return {kind.word: kind for kind in _choices()[slot]}
-
-
-def slots_with_choice() -> list[str]:
-    """The slots that may hold more than one kind of spec, and so have a flag that chooses."""
-    return [slot for slot, kinds_ in _choices().items() if len(kinds_) > 1]
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

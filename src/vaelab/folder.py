@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
-from vaelab.config import Run, flat, from_json, slots_with_choice, to_json
+from vaelab.config import SLOTS, Run, flat, from_json, to_json
 from vaelab.data.sources import NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.specs import WarmupCosine
@@ -146,7 +146,7 @@ class RunFolder:
         ours = from_json(content["run"])
         if run.recipe != ours.recipe:
             raise UsageError(f"{self.path} holds a run of {ours.recipe}, not of {run.recipe}")
-        for slot in slots_with_choice():
+        for slot in SLOTS:
             kept, wanted = (getattr(part, "word", "auto") for part in (getattr(ours, slot), getattr(run, slot)))
             if kept != wanted:
                 raise UsageError(f"--{slot} {wanted} differs from the {kept} of the run in {self.path}: leave it out")

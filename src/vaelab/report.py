@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from vaelab import __version__, figures, media, pictures
 from vaelab.checkpoint import read_json
-from vaelab.config import Run, flat, override, slots_with_choice
+from vaelab.config import SLOTS, Run, flat, override
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
@@ -354,7 +354,7 @@ def _settings(facts: Facts) -> list[tuple[str, str, bool]]:
     """Every setting, its value, and whether it differs from the recipe's."""
     base = recipe(facts.run.recipe) if facts.run.recipe in RECIPES else facts.run
     rows: list[tuple[str, str, bool]] = []
-    for slot in slots_with_choice():
+    for slot in SLOTS:
         ours, theirs = (getattr(run, slot) for run in (facts.run, base))
         rows.append((slot, "auto" if ours is None else type(ours).__name__, type(ours) is not type(theirs)))
     before = {name: leaf.value for name, leaf in flat(base).items()}

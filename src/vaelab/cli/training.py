@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags, without_none
-from vaelab.config import Run, flat, override, slots_with_choice, spec_names
+from vaelab.config import SLOTS, Run, flat, override, spec_names
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.labels import cost, duration
 from vaelab.recipes import RECIPES, recipe
@@ -117,7 +117,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
 def _choose_parts(run: Run, arguments: Sequence[str]) -> Run:
     """Apply the flags that choose a part (``--optimizer adamw``): they decide which other flags there are."""
     chosen: dict[str, str] = {}
-    for slot in slots_with_choice():
+    for slot in SLOTS:
         if (word := _value(arguments, f"--{slot}")) is not None:
             chosen[slot] = word
     current = {slot: getattr(run, slot).word for slot in chosen if getattr(run, slot) is not None}
@@ -132,7 +132,7 @@ def _refuse_flags_of_other_parts(run: Run, arguments: Sequence[str], known: set[
         name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
         owners = [
             (slot, spec)
-            for slot in slots_with_choice()
+            for slot in SLOTS
             for spec in spec_names(slot).values()
             for setting in dataclasses.fields(spec)
             if name in (setting.metadata["flag"], setting.name, *setting.metadata["aliases"])
@@ -147,13 +147,13 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool]:
     """Parse a recipe's flags, which are the run's own settings by their flat names."""
     leaves = flat(run)
     fields: list[Any] = []
-    known = {"--out", "--resume", "--no-resume", "--help", *(f"--{slot}" for slot in slots_with_choice())}
+    known = {"--out", "--resume", "--no-resume", "--help", *(f"--{slot}" for slot in SLOTS)}
     for name, leaf in leaves.items():
         flag, *aliases = words = [word.replace("_", "-") for word in (name, *leaf.aliases)]
         argument = tyro.conf.arg(name=flag, help=leaf.help, aliases=[f"--{alias}" for alias in aliases])
         fields.append((name, Annotated[leaf.type, argument], leaf.value))
         known |= {f"--{prefix}{word}" for word in words for prefix in (("", "no-") if leaf.type is bool else ("",))}
-    for slot in slots_with_choice():
+    for slot in SLOTS:
         kinds: Any = Literal[tuple(spec_names(slot))]  # pyright: ignore[reportInvalidTypeForm]
         help, part = f"kind of {slot.replace('_', ' ')}", getattr(run, slot)
         if part is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vaelab.config import flat, override, slots_with_choice
+from vaelab.config import SLOTS, flat, override
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.recipes import likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
@@ -39,7 +39,7 @@ def flags_of(run: Run) -> list[str]:
         ['--beta', '0.5', '--clip-norm', '1.0']
     """
     base, words = recipe(run.recipe), list[str]()
-    for slot in slots_with_choice():
+    for slot in SLOTS:
         part = getattr(run, slot)
         if part is not None and type(part) is not type(getattr(base, slot)):
             words += [f"--{slot}", part.word]
