@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 _FIELDS = ("loss", "distortion", "rate", "lr", "images")
 
 
+class _Live:
+    """A live line on the error stream, where that is a terminal."""
+
+    def __init__(self, *columns: ProgressColumn, transient: bool = False, **fields: Any) -> None:
+        self._console = Console(stderr=True)
+        hidden = not self._console.is_terminal
+        self._progress = Progress(*columns, console=self._console, disable=hidden, transient=transient)
+        self._task = self._progress.add_task("", total=None, **fields)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
 @final
-class Display:
+class Display(_Live):
     """A progress bar over all steps, with loss, distortion, rate (nats per image), learning rate and images/s.
 
     ``due()`` is true a few times a second: reading a number from a GPU makes it wait, so nobody asks more often.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self) -> None:
         texts = (
             "[bold]{task.description}",
             "loss {task.fields[loss]}",
@@ -31,16 +46,8 @@ class Display:
             "{task.fields[images]} images/s",
         )
         columns = [TextColumn(texts[0]), BarColumn(bar_width=20), *map(TextColumn, texts[1:]), TimeRemainingColumn()]
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._progress.add_task("", total=None, **dict.fromkeys(_FIELDS, "-"))
+        super().__init__(*columns, **dict.fromkeys(_FIELDS, "-"))
         self._shown = 0.0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
 
     def due(self) -> bool:
         """Whether it is time to show something again."""
@@ -65,23 +72,13 @@ class Display:
 
 
 @final
-class Bar:
+class Bar(_Live):
     """A progress bar for one long piece of work after another."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self) -> None:
         count = TextColumn("{task.completed}/{task.total}")
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), count, TimeRemainingColumn()]
-        hidden = not self._console.is_terminal
-        self._progress = Progress(*columns, console=self._console, disable=hidden, transient=True)
-        self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        super().__init__(*columns, transient=True)
 
     def begin(self, title: str) -> None:
         """Start on another piece of work."""
