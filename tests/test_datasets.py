@@ -1,20 +1,26 @@
 """Sources, splits and protocols: what is held out stays held out, and everyone scores the same pixels."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import vaelab
 from test_readers import idx_bytes
-from vaelab.config import Augment, Data
+from vaelab.cli import main
+from vaelab.config import Augment, Data, override
 from vaelab.data import load
 from vaelab.data.augment import augment, move
-from vaelab.data.datasets import Dataset, binarize, binarize_batch
+from vaelab.data.datasets import Dataset, Split, binarize, binarize_batch
+from vaelab.data.sources import IN_MEMORY
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import Batch
+from vaelab.recipes import recipe
 from vaelab.runtime import StepNoise
+from vaelab.train import fit
 
 
 def test_splits_never_overlap_and_are_recorded(digits: Dataset):
@@ -287,3 +293,57 @@ def test_angle_and_shifts_are_independent():
     at = torch.arange(15.0)
     down, right = ((moved.sum((1, axis)) * at).sum(-1) - 7 for axis in (3, 2))
     assert abs(torch.corrcoef(torch.stack([down, right]))[0, 1]) < 0.2
+
+
+def test_arrays_are_a_data_set_like_a_file_of_them(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 9, 11), np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    of_file = load(tmp_path / "a.npz")
+    for images, labels in ((x, y), (torch.from_numpy(x), torch.from_numpy(y))):
+        found = load(images, labels=labels, protocol="grey")
+        for name in ("train", "validation", "test"):
+            assert found.sha256(name) == of_file.sha256(name)
+            assert torch.equal(found.split(name).y, of_file.split(name).y)
+    assert found.classes == ("0", "1", "2")
+    assert load(x / 127.5 - 1, value_range="symmetric").train.x.max() <= 1
+    with pytest.raises(UsageError, match="labels are of images that are given as an array"):
+        load("digits", labels=y)
+
+
+def test_a_run_on_arrays_says_where_its_data_are_not(tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 256, (60, 9, 11), np.uint8)
+    run, out = override(recipe("mlp"), epochs=1), tmp_path / "run"
+    fit(run, load(x), out=out)
+    assert json.loads((out / "config.json").read_text())["run"]["data"]["source"] == IN_MEMORY
+    assert main(["evaluate", str(out), "--only", "elbo"]) == 2
+    assert (
+        f"the data of the run in {out} are in no file: save them as .npy or .npz, and name" in capsys.readouterr().err
+    )
+    fit(override(run, epochs=2), load(x), out=out, resume=True)
+    np.save(tmp_path / "x.npy", x)
+    assert main(["train", "mlp", "--out", str(out), "--resume", "--data", str(tmp_path / "x.npy")]) == 0
+    assert main(["evaluate", str(out), "--only", "elbo"]) == 0
+
+
+@pytest.mark.parametrize(("x", "message"), [
+    (torch.zeros(9, 9, 9), "images are uint8 or float32"),
+    (torch.zeros(9, 1, 9, 9, dtype=torch.float64), "images are uint8 or float32"),
+    (torch.linspace(-1, 4, 9 * 81).reshape(9, 1, 9, 9), "values from -1 to 4"),
+    (torch.full((9, 1, 9, 9), float("nan")), "values from nan to nan"),
+])  # fmt: skip
+def test_what_is_put_together_as_a_data_set_is_looked_at(x, message):
+    good = Split(torch.zeros(9, 1, 9, 9), None, torch.arange(9))
+    with pytest.raises(UsageError, match=rf"the validation split holds .*{message}"):
+        Dataset("mine", "grey", good, Split(x, None, torch.arange(9)), good, binary=False, classes=None)
+
+
+def test_a_data_set_that_was_put_together_is_recorded_as_such(tmp_path):
+    split = Split(torch.rand(40, 1, 9, 9), None, torch.arange(40))
+    mine = Dataset("mine", "grey", split, split, split, binary=False, classes=None)
+    fit(override(recipe("mlp"), epochs=1), mine, out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"]["source"] == IN_MEMORY
+    with pytest.raises(UsageError, match=r"data: Tensor is none; give a name, a path, or what vaelab\.load makes of"):
+        fit(recipe("mlp"), torch.rand(40, 1, 9, 9))
+    model = fit(override(recipe("mlp"), epochs=1), mine)
+    with pytest.raises(UsageError, match=r"images of digits are \(1, 28, 28\), the model's \(1, 9, 9\)"):
+        vaelab.evaluate.evaluate(model, recipe("mlp"), load("digits"))

@@ -38,6 +38,7 @@ LAYERS = [
         "report",
         "explorer",
         "extractors",
+        "kept",
         "measure",
         "refit",
         "reproduce",

@@ -14,6 +14,7 @@ from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
 from vaelab.data import Dataset, load, streaming
 from vaelab.evaluate import Annealing, annealed, features, importance
+from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "2", "--beta", "0.5", "--threads", "1"]
@@ -287,9 +288,11 @@ def test_a_posterior_of_nan_is_one_line(run, capsys):
     weights = torch.load(run / "best_model.pth")
     weights["posterior_head.loc_and_log_scale.bias"][:] = float("nan")
     torch.save(weights, run / "best_model.pth")
-    assert main(["evaluate", str(run), *QUICK, "--only", "nll"]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "an importance weight of image 0 of the test split is not finite" in error
+    assert main(["evaluate", str(run), "--only", "elbo", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert "holds values in posterior_head.loc_and_log_scale.bias that are not finite" in shown.err.splitlines()[-1]
+    assert not shown.out
+    assert main(["sample", str(run)]) == 1
     assert not (run / "metrics.json").exists()
 
 
@@ -334,3 +337,15 @@ def test_annealing_in_another_way_is_done_anew(run, other):
     )
     assert one["nll_ais"]["value"] != another["nll_ais"]["value"]
     assert one["bdmc_gap"]["value"] != another["bdmc_gap"]["value"]
+
+
+def test_a_run_is_measured_by_one_process_at_a_time(run, capsys):
+    """Each writes the whole of metrics.json and evaluation.pt: what the other has found meanwhile would be lost."""
+    command = ["evaluate", str(run), "--only", "elbo"]
+    with RunFolder.open(run).measured():
+        assert main(command) == 2
+        assert "another process measures" in capsys.readouterr().err.splitlines()[-1]
+        assert not (run / "metrics.json").exists()
+    assert main(command) == 0
+    with RunFolder.open(run).measured(), RunFolder.open(run).held():  # a run that trains can be measured
+        pass

@@ -263,3 +263,42 @@ class TestArrays:
         path.write_bytes(path.read_bytes()[:-300])
         with pytest.raises(FailureError, match="damaged"):
             read_array_file(path)
+
+
+def test_images_behind_links_count(tmp_path):
+    for name in ("cats/2019", "elsewhere"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    (tmp_path / "all" / "elsewhere").rename(tmp_path / "elsewhere")
+    for i, folder in enumerate(("all/cats/2019", "elsewhere", "elsewhere")):
+        Image.new("L", (9, 9), i).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "all" / "cats" / ".hidden").mkdir()
+    Image.new("L", (9, 9), 77).save(tmp_path / "all" / "cats" / ".hidden" / "9.png")
+    (tmp_path / "all" / "cats" / "2020").symlink_to(tmp_path / "elsewhere")
+    read = read_folder(tmp_path / "all", None, None)
+    assert sorted(read.x[:, 0, 0, 0].tolist()) == [0, 1, 2]
+    assert read.classes == ("cats",)
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "all" / "cats")
+    with pytest.raises(FailureError, match=r"again is a link to a folder that it is in"):
+        read_folder(tmp_path / "all", None, None)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
+def test_a_folder_that_is_split_already_is_refused(tmp_path, name):
+    for folder in ("Train", name):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (9, 9)).save(tmp_path / folder / "0.png")
+    with pytest.raises(UsageError, match=rf"is split into train and {name} already: .* give --data .*/Train"):
+        read_folder(tmp_path, None, None)
+
+
+def test_images_along_the_last_axis_are_not_taken_for_long_ones():
+    with pytest.raises(UsageError, match=r"holds images of 28x3000: their number must be the first axis; np.moveaxis"):
+        as_images(np.zeros((28, 28, 3000), np.uint8), "a.npy")
+    assert as_images(np.zeros((28, 10, 1000), np.uint8), "a.npy").x.shape == (28, 1, 10, 1000)
+
+
+def test_a_large_image_is_no_attack(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    Image.new("L", (10, 9)).save(tmp_path / "0.png")
+    read_folder(tmp_path, None, None)
+    assert not recwarn.list

@@ -87,4 +87,21 @@ def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypat
 def test_other_settings_in_the_same_folder_are_refused(reproduced, capsys):
     flags = ["--data", "digits", "--epochs", "2", "--threads", "1", "--seeds", "1"]
     assert main(["reproduce", "burda-vae", *flags, "--out", str(reproduced)]) == 2
-    assert "--epochs 2 differs from the 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--epochs 2 differs from the 1" in error
+    assert "ask for what it was begun with, or choose another folder with --out" in error
+    assert "leave it out" not in error
+
+
+def test_rows_of_other_recipes_stay_and_names_count_once(reproduced, capsys):
+    flags = ["--data", "digits", "--epochs", "1", "--num-samples", "20", "--threads", "1", "--out", str(reproduced)]
+    assert main(["reproduce", "mlp", "mlp", "--seeds", "2", *flags, "--json"]) == 0
+    assert {row["recipe"] for row in json.loads(capsys.readouterr().out)} == {"mlp"}
+    rows = json.loads((reproduced / "reproduce.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == 2 * ["burda-vae"] + 3 * ["mlp"]
+    assert (reproduced / "reproduce.md").read_text().count("| `burda-vae` |") == 2
+
+
+def test_bars_of_a_protocol_do_not_part_cells():
+    row = work.Row("rae", "mse", None, (0.1,), 0.05, "1", "mean of p(x|z)", 3.0)
+    assert "| mean of p(x\\|z) | 3.0 |" in work.markdown([row])

@@ -512,3 +512,14 @@ def test_data_without_classes(tmp_path, capsys):
     assert "there are no three among the validation images of a" in capsys.readouterr().out
     assert main(["animate", str(out), "--of", "images", "--frames", "2"]) == 0
     assert vaelab.load(str(tmp_path / "a.npy")).classes is None
+
+
+@pytest.mark.parametrize(("command", "seed"), [("sample", "-1"), ("sample", str(2**63)), ("refit", str(2**32))])
+def test_seeds_that_a_generator_does_not_take_are_one_line(run, command, seed, capsys):
+    assert main([command, str(run), "--seed", seed]) == 2
+    assert f"--seed {seed}: must be from 0 to" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_that_are_not_there_are_named_by_their_flag(run, capsys):
+    assert main(["reconstruct", str(run), "--images", "no-such"]) == 2
+    assert "--images no-such: neither a path nor a data set" in capsys.readouterr().err

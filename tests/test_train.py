@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import vaelab as v
-from vaelab import objectives
+from vaelab import objectives, specs
 from vaelab.checkpoint import load_tensors, save_tensors
 from vaelab.cli import main
 from vaelab.config import override
@@ -194,6 +195,29 @@ def test_fit_works_off_the_main_thread(digits):
     thread.start()
     thread.join()
     assert not errors
+
+
+def test_threads_that_train_take_turns(digits):
+    """Initial weights are drawn from torch's own generator, of which there is one for all threads."""
+    runs = [override(RUNS["mlp"], epochs=1, seed=seed) for seed in (0, 1, 2)]
+    alone = [fit(run, digits).state_dict() for run in runs]
+    with ThreadPoolExecutor(3) as pool:
+        together = [model.state_dict() for model in pool.map(lambda run: fit(run, digits), runs)]
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPrior(specs.StandardNormal):
+    """A prior that is not vaelab's."""
+
+
+def test_a_part_of_ones_own_trains_without_a_folder_and_is_refused_with_one(digits, tmp_path):
+    run = dataclasses.replace(override(RUNS["mlp"], epochs=1), prior=OwnPrior())
+    with pytest.raises(UsageError, match=r"a run folder could not be read again: .*'OwnPrior'.*without out"):
+        fit(run, digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert isinstance(fit(run, digits), VAE)
 
 
 def test_a_ctrl_c_that_was_ignored_stays_ignored():

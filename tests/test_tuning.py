@@ -22,7 +22,7 @@ from vaelab.errors import UsageError
 from vaelab.figures import tuning as picture
 from vaelab.folder import RunFolder
 from vaelab.grid import Grid, Point, _is_trained, _slack, cross
-from vaelab.measure import Kept, importance_key
+from vaelab.kept import Kept, importance_key
 from vaelab.recipes import recipe
 from vaelab.recommend import Setting, gap, recommend, seed_spread
 from vaelab.runtime import has_fast_bf16

@@ -134,7 +134,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _explained(error: OSError, path: Path) -> FailureError:
     if error.errno == errno.ENOSPC:
-        return FailureError(f"the disk is full: {path} was not written; free some space, then go on with --resume")
+        return FailureError(f"the disk is full: {path} was not written; free some space first")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FailureError(f"{path.parent} cannot be written: choose another folder with --out")
+        return FailureError(f"{path.parent} cannot be written: its permissions do not allow it")
     return FailureError(f"{path} cannot be written: {error.strerror or error}")

@@ -19,9 +19,9 @@ from vaelab.config import SLOTS, Run, flat
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
+from vaelab.kept import FORMAT
 from vaelab.labels import pixels
 from vaelab.loading import load_model
-from vaelab.measure import FORMAT
 from vaelab.models import VAE
 
 CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on other than binary pixels says of itself

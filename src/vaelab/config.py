@@ -345,6 +345,8 @@ def _spec(slot: str, value: Any, allowed: tuple[type, ...]) -> Any:
 
 def _coerced(name: str, value: Any, hint: Any) -> Any:
     """Bring a value to its field's type where that loses nothing (5 to 5.0, [2, 3] to (2, 3)), else refuse it."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and value.ndim == 0:  # without importing NumPy
+        value = value.item()
     for member in _members(hint):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is Literal and value in arguments and type(value) is type(arguments[arguments.index(value)]):

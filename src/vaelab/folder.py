@@ -2,7 +2,8 @@
 
 ``config.json`` what was asked for and what it was resolved to; ``history.jsonl`` one line an epoch; ``last.pt`` all
 that a resume needs; ``best_model.pth`` the weights to use; pictures; ``metrics.json`` and ``evaluation.pt`` written by
-``evaluate``; ``failure.json`` where a run ended in NaN; ``.lock`` is held by who trains.
+``evaluate``; ``failure.json`` where a run ended in NaN; ``.lock`` is held by who trains, ``.measuring`` by
+who measures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import SLOTS, Run, flat, from_json, to_json
-from vaelab.data.sources import NAMED
+from vaelab.data.sources import IN_MEMORY, NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.specs import WarmupCosine
 
@@ -34,7 +35,7 @@ FORMAT = 1  # of config.json and last.pt; raised when an older vaelab could not 
 # Settings that a resume may change: they alter the bits of what follows, not what is computed.
 MACHINE_SETTINGS = frozenset({"precision", "compile", "device", "threads"})
 
-LOCK = ".lock"
+LOCK, MEASURING = ".lock", ".measuring"
 
 
 @final
@@ -83,19 +84,24 @@ class RunFolder:
             UsageError: if somebody holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UsageError(
-                f"another process trains into {self.path}: wait for it or stop it, or choose another folder with --out"
-            ) from error
-        except NotImplementedError:
-            log.info("the disk of %s knows no locks: let no other process train into it", self.path)
-        try:
+        taken = f"another process trains into {self.path}: wait for it or stop it, or choose another folder with --out"
+        with _locked(
+            self.path / LOCK, taken, f"the disk of {self.path} knows no locks: let no other process train into it"
+        ):
             yield
-        finally:
-            lock.release()
+
+    @contextlib.contextmanager
+    def measured(self) -> Generator[None]:
+        """Keep others from measuring this run, inside the block: each would write what it has found over the other's.
+
+        Raises:
+            UsageError: if somebody does.
+        """
+        taken = f"another process measures {self.path}: wait for it or stop it"
+        with _locked(
+            self.path / MEASURING, taken, f"the disk of {self.path} knows no locks: measure it in one process"
+        ):
+            yield
 
     def sweep(self) -> None:
         """Remove what a run has left that was killed in the middle of a write, or went wrong."""
@@ -160,7 +166,6 @@ class RunFolder:
             flag = "--" + name.replace("_", "-")
             why = " (the schedule is spread over the epochs, so more of them would be another run)" if longer else ""
             raise UsageError(f"{flag} {wanted} differs from the {kept} of the run in {self.path}: leave it out{why}")
-        self.require_path_of_data(run)
         return run
 
     def require_path_of_data(self, run: Run) -> None:
@@ -175,11 +180,13 @@ class RunFolder:
         content, source = self.config(), run.data.source
         if source != content["run"]["data"]["source"] or source in NAMED or Path(source).expanduser().exists():
             return
-        remedy = "put them, or a link to them, there"
+        remedy, where = "put them, or a link to them, there", f"no longer at {source}"
+        if source == IN_MEMORY:
+            remedy, where = "save them as .npy or .npz", "in no file"
         if "refit" not in content:
             words = ["vaelab", "train", run.recipe, "--out", str(self.path), "--resume", "--data"]
-            remedy += f", or name their new place by {shlex.join(words)} PATH"
-        raise UsageError(f"the data of the run in {self.path} are no longer at {source}: {remedy}")
+            remedy += f", {'and' if source == IN_MEMORY else 'or'} name their new place by {shlex.join(words)} PATH"
+        raise UsageError(f"the data of the run in {self.path} are {where}: {remedy}")
 
     # history
 
@@ -246,6 +253,21 @@ class RunFolder:
     def weights_sha256(self) -> str:
         """Of ``best_model.pth``: what was measured is of these weights alone."""
         return hashlib.sha256((self.path / "best_model.pth").read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(file: Path, taken: str, unknown: str) -> Generator[None]:
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(taken) from error
+    except NotImplementedError:
+        log.info(unknown)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def source_commit() -> str | None:

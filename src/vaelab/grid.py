@@ -21,7 +21,7 @@ from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override
 from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
-from vaelab.measure import Kept, importance_key
+from vaelab.kept import Kept, importance_key
 from vaelab.recipes import flags_of
 from vaelab.recommend import Setting
 

@@ -88,4 +88,8 @@ def _model(config: dict[str, Any], weights: dict[str, Any], where: str) -> VAE:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise FailureError(f"{where} does not fit its configuration: {str(error).splitlines()[-1]}") from error
+    for name, values in weights.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise FailureError(f"{where} holds values in {name} that are not finite: the model has diverged, or the "
+                               "file was changed; train anew, or bring back a copy")  # fmt: skip
     return model.eval()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vaelab import evaluate as measures
-from vaelab.checkpoint import load_tensors, read_json, save_tensors, write_json
+from vaelab.checkpoint import read_json, write_json
 from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName, load
@@ -30,13 +30,13 @@ from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.extractors import extractors_for
 from vaelab.folder import RunFolder
+from vaelab.kept import FORMAT, Kept, images_key, importance_key, length
 from vaelab.labels import duration, images
 from vaelab.loading import data_of, load_model
 from vaelab.models import VAE
 from vaelab.progress import Bar
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
 
-FORMAT = 3  # of metrics.json
 SAVE_EVERY = 20.0  # seconds between two saves of a long part's values
 CODES = 10_000  # of which the aggregate posterior is made
 WORTH_COMPILING = 5_000_000  # decodes: below a minute of them, the compiler takes longer than it saves
@@ -121,11 +121,18 @@ def measure(path: Path, plan: Plan, bar: Bar) -> dict[str, Any]:
     """Measure a run by a plan; returns the content of its ``metrics.json``.
 
     Raises:
-        UsageError: if there is no run, no such split, or a part cannot be had that was asked for alone.
+        UsageError: if there is no run, no such split, a part cannot be had that was asked for alone, or somebody else
+            measures the run.
         FailureError: if files are damaged, the data have changed, or the model's numbers are not finite.
     """
     folder = RunFolder.open(path)
-    run, model, data = folder.run, load_model(path), data_of(folder)
+    with folder.measured():
+        return _measure(folder, plan, bar)
+
+
+def _measure(folder: RunFolder, plan: Plan, bar: Bar) -> dict[str, Any]:
+    path, run = folder.path, folder.run
+    model, data = load_model(path), data_of(folder)
     model.to(device := resolve_device(plan.device))
     weights = folder.weights_sha256()
     about = {"format": FORMAT, "recipe": run.recipe, "beta": run.objective.beta, "data": data.record(),
@@ -345,7 +352,7 @@ def _seconds(s: Subject, rows: Callable[..., Iterator[Rows]]) -> float:
 
 def _left(s: Subject, key: str, size: int) -> int:
     """How many of so many rows are not kept."""
-    return max(0, size - _length(s.kept.get(key)))
+    return max(0, size - length(s.kept.get(key)))
 
 
 SECONDS: dict[Part, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _ais_seconds}
@@ -354,23 +361,12 @@ SECONDS: dict[Part, Callable[[Subject], float]] = {"nll": _nll_seconds, "ais": _
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def importance_key(split: str, protocol: str, images_hash: str, num_samples: int, *, bf16: bool) -> str:
-    """Under which name the importance sampler's values of rows are kept.
-
-    Args:
-        split, protocol, images_hash: of the images as they are scored.
-        num_samples: per image.
-        bf16: whether products were taken in it.
-    """
-    return f"{_images_key(split, protocol, images_hash)} importance {num_samples} {'bf16' if bf16 else 'fp32'}"
-
-
 def _nll_key(s: Subject) -> str:
     return importance_key(s.plan.split, s.data.protocol, s.images_hash, s.plan.num_samples, bf16=_bf16(s))
 
 
 def _ais_key(s: Subject) -> str:
-    images = _images_key(s.plan.split, s.data.protocol, s.images_hash)
+    images = images_key(s.plan.split, s.data.protocol, s.images_hash)
     return f"{images} annealed {_annealing_key(s.plan.annealing)}"
 
 
@@ -383,10 +379,6 @@ def _annealing_key(a: Annealing) -> str:
     return f"{a.num_chains} {a.num_distributions} {a.start}" + (f" {a.num_leapfrog}" if a.num_leapfrog != 10 else "")
 
 
-def _images_key(split: str, protocol: str, images_hash: str) -> str:
-    return f"{split} {protocol} {images_hash[:16]}"
-
-
 def _drain(s: Subject, key: str, size: int, rows: Callable[..., Iterator[Rows]]) -> Values:
     """The values of the first ``size`` rows: those that are kept, and the rest computed, shown and kept.
 
@@ -397,7 +389,7 @@ def _drain(s: Subject, key: str, size: int, rows: Callable[..., Iterator[Rows]])
         rows: computes them, from ``first_row`` on.
     """
     kept = s.kept.get(key)
-    done, saved = _length(kept), time.monotonic()
+    done, saved = length(kept), time.monotonic()
     parts: list[Rows] = [(slice(done), kept)] if kept else []
     s.bar.advance(min(done, size), size)
     try:
@@ -412,36 +404,3 @@ def _drain(s: Subject, key: str, size: int, rows: Callable[..., Iterator[Rows]])
         values = join(parts)
         s.kept.put(key, values)
     return {name: value[:size] for name, value in values.items()}
-
-
-def _length(values: Values) -> int:
-    return min((len(value) for value in values.values()), default=0)
-
-
-@final
-class Kept:
-    """Values of rows that were measured, in one file: what is in it need not be measured again.
-
-    Args:
-        path: the file.
-        weights: hash of the model's weights; values of other weights are dropped.
-    """
-
-    def __init__(self, path: Path, weights: str) -> None:
-        self._path, self._weights = path, weights
-        self._content: dict[str, Any] = {}
-        if path.exists():
-            content = load_tensors(path)
-            if content.get("weights") == weights and content.get("format") == FORMAT:
-                self._content = content["values"]
-
-    def get(self, key: str) -> Values:
-        """The values under this key; empty if there are none."""
-        return {name: value.numpy() for name, value in self._content.get(key, {}).items()}
-
-    def put(self, key: str, values: Values) -> None:
-        """Keep these values in place of those under this key."""
-        if _length(values) <= _length(self.get(key)):
-            return
-        self._content[key] = {name: torch.from_numpy(value) for name, value in values.items()}
-        save_tensors(self._path, {"format": FORMAT, "weights": self._weights, "values": self._content})

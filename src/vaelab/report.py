@@ -25,9 +25,10 @@ from vaelab.config import SLOTS, Run, flat, override
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
+from vaelab.kept import FORMAT
 from vaelab.labels import Row, cost, duration, notes, pixels, rows_of, title
 from vaelab.loading import data_of
-from vaelab.measure import FORMAT, Plan, measure
+from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES, flags_of, recipe
 from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from vaelab.checkpoint import read_json
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
+from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
@@ -93,12 +95,24 @@ def reproduce(
     return rows
 
 
+def rows_before(file: Path, names: Sequence[str]) -> list[Row]:
+    """The rows of other recipes that an earlier command has written; none where it is not known what they are."""
+    if not file.exists():
+        return []
+    rows = [Row(**{**row, "values": tuple(row["values"])}) for row in read_json(file)["rows"]]
+    return [row for row in rows if row.recipe not in names]
+
+
 def _train(run: Run, path: Path) -> None:
     """Train, or go on with what was interrupted; a run that is complete stays as it is."""
     run = with_absolute_path(run)
     resume = (path / "config.json").exists()
     if resume:
-        RunFolder.open(path).reconcile(run)
+        try:
+            RunFolder.open(path).reconcile(run)
+        except UsageError as error:
+            what = str(error).replace(": leave it out", "")
+            raise UsageError(f"{what}: ask for what it was begun with, or choose another folder with --out") from error
     fit(run, load(run.data), out=path, resume=resume, display=Display())
 
 
@@ -133,8 +147,9 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| recipe | number | published | measured | unit | protocol | minutes |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         published = "–" if row.published is None else f"{row.published:.2f}"
+        protocol = row.protocol.replace("|", "\\|")
         lines.append(
-            f"| `{row.recipe}` | {row.metric} | {published} | {row.measured} | {row.unit} | {row.protocol} | "
+            f"| `{row.recipe}` | {row.metric} | {published} | {row.measured} | {row.unit} | {protocol} | "
             f"{row.minutes:.1f} |"
         )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ killed and resumed ends with the same bits as one that was not.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 import threading
@@ -19,9 +20,9 @@ from typing import Any
 import torch
 
 from vaelab.compiling import can_compile
-from vaelab.config import Run, override
+from vaelab.config import Data, Run, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import NAMED
+from vaelab.data.sources import IN_MEMORY, NAMED
 from vaelab.distributed import LostProcessError, leads, team
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
@@ -32,6 +33,8 @@ from vaelab.runtime import denormals_flushed, resolve_device, threads
 from vaelab.trainer import Trainer
 
 log = logging.getLogger("vaelab")
+
+_TURNS = threading.RLock()  # of threads that train
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def fit(
     """Train a run and return its best model, on the CPU: the weights with the lowest monitored validation loss.
 
     Monitored is the validation objective at its final weights (the final beta), with fixed noise, from the epoch on in
-    which annealing and warm-up have ended.
+    which annealing and warm-up have ended. Threads that call this take turns: initial weights are drawn from torch's
+    own generator, of which a process has one.
 
     Args:
         run: the configuration.
@@ -89,16 +93,24 @@ def fit(
     """
     if isinstance(data, str | Path):
         run, data = override(run, data=str(data)), None
-    elif data is not None and data.asked is not None:
-        run = replace(run, data=data.asked)
+    elif isinstance(data, Dataset):
+        run = replace(run, data=data.asked or Data(IN_MEMORY, data.protocol))
+    elif data is not None:
+        raise UsageError(
+            f"data: {type(data).__name__} is none; give a name, a path, or what vaelab.load makes of arrays"
+        )
     run = with_absolute_path(run)
     folder = _folder(out, resume)
+    if folder is not None:
+        _require_readable(run)
     if folder is not None and resume:
         run = folder.reconcile(run)
+        if data is None:
+            folder.require_path_of_data(run)
     device = resolve_device(run.training.device)
     generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     held = folder.held() if folder is not None and leads() else contextlib.nullcontext()
-    with threads(run.training.threads), generators, team(device) as together:
+    with _TURNS, threads(run.training.threads), generators, team(device) as together:
         dataset = load(run.data) if data is None else data
         trainer = Trainer(run, dataset.to(device), device, together)
         with held:
@@ -173,8 +185,9 @@ def _train(
             raise
         saved = folder.load_last()
         again = "give a new try another --out" if isinstance(error, NotFiniteError) else "--resume starts it anew"
+        go_on = "" if isinstance(error, NotFiniteError) else ": go on with --resume"
         nothing = f"no checkpoint had been saved yet: {again}"
-        kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}" if saved else nothing
+        kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}{go_on}" if saved else nothing
         if isinstance(error, NotFiniteError):
             folder.write_failure(error, None if saved is None else saved["step"])
         kind = LostProcessError if isinstance(error, LostProcessError) else FailureError
@@ -202,6 +215,17 @@ def _folder(out: str | Path | None, resume: bool) -> RunFolder | None:
     if resume:
         return RunFolder.open(Path(out))
     return RunFolder.create(Path(out)) if leads() else None
+
+
+def _require_readable(run: Run) -> None:
+    """Refuse a run whose folder could never be read: with a part or objective that is not vaelab's."""
+    try:
+        from_json(json.loads(json.dumps(to_json(run))))
+    except (TypeError, UsageError) as error:
+        raise UsageError(
+            f"a run folder could not be read again: {error}; train a part of your own without out, and keep the "
+            "weights by torch.save(model.state_dict(), PATH), or add it to vaelab (CONTRIBUTING.md)"
+        ) from error
 
 
 def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:

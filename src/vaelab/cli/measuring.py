@@ -41,7 +41,8 @@ def evaluate(
 ) -> None:
     """Measure a run: likelihoods, codes, pictures, each number with protocol and standard error; writes metrics.json.
 
-    An evaluation that was interrupted goes on where it was when the command is given again.
+    An evaluation that was interrupted goes on where it was when the command is given again; annealing at its last block
+    of 16 to 32 images a thread.
 
     Args:
         split: the images to score: train, validation or test.

@@ -57,7 +57,7 @@ def refit(
         seed: of the fit: first weights, order and noise.
         threads: CPU threads; default: torch's.
     """
-    at_least(0, seed=seed)
+    at_least(0, most=2**32 - 1, seed=seed)  # of NumPy's generators, which scikit-learn uses
     at_least(1, threads=threads)
     choices = {"components": components, "covariance": covariance, "flow_kind": flow_kind, "transforms": transforms,
                "hidden_dims": hidden_dims, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,

@@ -32,7 +32,7 @@ def reproduce(
     """Run recipes and put their numbers beside the published ones; writes reproduce.md and reproduce.json.
 
     Each seed is an ordinary run folder, in OUT. The command can be interrupted and given again: what is finished is not
-    done again.
+    done again, and what other recipes have shown in OUT stays in the table.
 
     Args:
         seeds: runs of each recipe (default: 3 where one costs less than 10 minutes, else 1, and then no s.d. is shown).
@@ -47,18 +47,18 @@ def reproduce(
     from vaelab.checkpoint import write_bytes, write_json
     from vaelab.progress import Bar
 
-    names = recipes or tuple(RECIPES)
+    names = tuple(dict.fromkeys(recipes)) or tuple(RECIPES)
     for name in names:
         recipe(name)  # raises for a name that is none, before hours are spent on the others
     at_least(1, seeds=seeds, epochs=epochs, num_samples=num_samples, threads=threads)
+    before = work.rows_before(out / "reproduce.json", names)
     rows = work.reproduce(
         names, out, seeds=seeds, data=data, epochs=epochs, num_samples=num_samples, threads=threads, bar=Bar()
     )
-    write_bytes(out / "reproduce.md", (work.markdown(rows) + "\n").encode())
-    plain = [dataclasses.asdict(row) for row in rows]
-    write_json(out / "reproduce.json", {"rows": plain})
+    write_bytes(out / "reproduce.md", (work.markdown([*before, *rows]) + "\n").encode())
+    write_json(out / "reproduce.json", {"rows": [dataclasses.asdict(row) for row in (*before, *rows)]})
     if json:
-        print(json_.dumps(plain, indent=2))
+        print(json_.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
     table = Table(box=None)
     for column in ("recipe", "number", "published", "measured", "unit", "minutes"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vaelab.scene import Scene
 
 MOST_IMAGES = 10_000  # in one picture
+MOST_SEED = 2**63 - 1  # of torch's generators
 Theme = Literal["light", "dark"]
 Way = Literal["linear", "spherical"]
 How = Literal["auto", "own", "pca", "tsne", "umap"]
@@ -36,6 +37,7 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
     from vaelab.loading import load_model
 
     at_least(1, most=MOST_IMAGES, num=num)
+    at_least(0, most=MOST_SEED, seed=seed)
     target = target_file(run, out, f"sample-seed{seed}.png")
     with figures.theme(theme):
         figure = figures.samples(
@@ -86,6 +88,8 @@ def reconstruct(
         size = (height, width) if Path(images).is_dir() else None  # the images of a folder are scaled and cropped
         wanted = 3 if channels == 3 else 1
         own = Data(images, image_size=size, channels=wanted, value_range=settings.data.value_range)
+        if images not in NAMED and not Path(images).expanduser().exists():
+            raise UsageError(f"--images {images}: neither a path nor a data set{did_you_mean(images, NAMED)}")
         pool = find(Data(images) if images in NAMED else own)
         if pool.train.x.shape[1:] != model.shape:
             raise UsageError(

@@ -94,6 +94,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     run = with_absolute_path(run)
     if resume:
         run = RunFolder.open(folder).reconcile(run)
+        RunFolder.open(folder).require_path_of_data(run)
     elif leads():
         RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
     data = load(run.data)

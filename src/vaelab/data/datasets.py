@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vaelab.config import Data
 from vaelab.data.readers import Range
-from vaelab.data.sources import Factors, Pool, find
+from vaelab.data.sources import IN_MEMORY, Factors, Pool, find, in_memory
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.labels import pixels
 from vaelab.models import Batch
@@ -134,6 +134,21 @@ class Dataset:
     factors: Factors | None = None
     asked: Data | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what was put together otherwise and is no data set.
+
+        Raises:
+            UsageError: naming the split, and what it should hold.
+        """
+        for name in SPLITS if self.asked is None else ():
+            x = self.split(name).x
+            if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32) or x.shape[1:] != self.train.x.shape[1:]:
+                raise UsageError(f"the {name} split holds {x.dtype} of shape {tuple(x.shape)}: images are uint8 or "
+                                 "float32 (N, C, H, W), of one shape in all splits")  # fmt: skip
+            if x.dtype == torch.float32 and not bool(((x >= 0) & (x <= 1)).all()):
+                raise UsageError(f"the {name} split holds values from {x.min():g} to {x.max():g}: pixels in float32 "
+                                 "lie in 0..1")  # fmt: skip
+
     @property
     def shape(self) -> Shape:
         """(C, H, W) of one image."""
@@ -200,8 +215,9 @@ class Dataset:
 
 
 def load(
-    source: str | Path | Data,
+    source: str | Path | Data | NDArray[Any] | Tensor,
     *,
+    labels: NDArray[Any] | Tensor | None = None,
     protocol: Protocol = "grey",
     validation_size: float | None = None,
     test_size: float | None = None,
@@ -212,11 +228,13 @@ def load(
     """Find, read and split a data set.
 
     Args:
-        source: ``mnist``, ``digits``, ``freyfaces``, ``sprites``, or a path; or a run's ``Data``, as it is.
+        source: ``mnist``, ``digits``, ``freyfaces``, ``sprites``, or a path; a run's ``Data``, as it is; or the images
+            themselves, an array or tensor that is read as one of a file is.
+        labels: (N,) class numbers of such images.
         protocol: see ``Dataset``.
         validation_size, test_size: a number of images, or below 1 a fraction. None: what is customary (MNIST: the last
             5,000 training images, and its own test set), else a tenth each.
-        image_size, channels, value_range: how to read a path, as in ``config.Data``.
+        image_size, channels, value_range: how to read a path or an array, as in ``config.Data``.
 
     Raises:
         UsageError: if there are no such data, or a setting cannot be had of them.
@@ -228,13 +246,17 @@ def load(
         (1437, 180, 180, (1, 28, 28))
     """
     given = protocol, validation_size, test_size, image_size, channels, value_range
-    asked = source if isinstance(source, Data) else Data(str(source), *given)
+    is_array = isinstance(source, np.ndarray | Tensor)
+    asked = source if isinstance(source, Data) else Data(IN_MEMORY if is_array else str(source), *given)
+    if labels is not None and not is_array:
+        raise UsageError("labels are of images that are given as an array: those of files are read with them")
     if asked is source and Data(Data.source, *given) != Data():
         raise UsageError("a Data holds its settings itself: change them there, and load that alone")
     for name, known in (("protocol", get_args(Protocol)), ("value_range", get_args(Range))):
         if (word := getattr(asked, name)) not in known:
             raise UsageError(f"no {name} {word!r}{did_you_mean(word, known)}")
-    protocol, pool = asked.protocol, find(asked)
+    protocol = asked.protocol
+    pool = in_memory(_array(source), None if labels is None else _array(labels), asked) if is_array else find(asked)
     on_disk = isinstance(pool.train.x, np.memmap)
     if on_disk and protocol != "grey":
         raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
@@ -254,6 +276,10 @@ def load(
     return Dataset(
         pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors, asked=asked
     )
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return values.numpy(force=True) if isinstance(values, Tensor) else values
 
 
 def unit(x: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ Shapes: N images, C channels (1 or 3), H W sides.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
+import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ Range = Literal["auto", "unit", "byte", "symmetric"]
 
 PIECE = 256  # images at a time, where all are gone through
 MOST_CLASSES = 100_000
+_LONGEST = 100  # times the shorter side: what is longer counts images
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -153,7 +156,16 @@ def read_folder(root: Path, image_size: tuple[int, int] | None, channels: int | 
 
 def shape_of(files: Sequence[Path], image_size: tuple[int, int] | None, channels: int | None) -> tuple[int, ...]:
     """(N, C, H, W) of images as they are decoded, if all are of the size of the first; C is 3 until it is known."""
-    return (len(files), 1 if channels == 1 else 3, *read_image(files[0], image_size).shape[:2])
+    with _large_images():
+        return (len(files), 1 if channels == 1 else 3, *read_image(files[0], image_size).shape[:2])
+
+
+@contextlib.contextmanager
+def _large_images() -> Iterator[None]:
+    """Without Pillow's warning that a large image could be an attack: they are the user's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def decode(
@@ -171,7 +183,7 @@ def decode(
         FailureError: if a file is no image, or the sizes differ.
     """
     grey = True
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _large_images():
         for start in track(range(0, len(files), PIECE), "decoding", console=Console(stderr=True), transient=True,
                            disable=not shown):  # fmt: skip
             some = files[start : start + PIECE]
@@ -197,14 +209,12 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     if folders and len(folders) < len(visible):
         stray = next(path for path in visible if not path.is_dir())
         raise FailureError(f"{root} mixes files ({stray.name}) with sub-folders ({folders[0].name}): use one or other")
-    if {"train", "test"} <= {path.name.lower() for path in folders}:
-        raise UsageError(
-            f"{root} is split into train and test already: vaelab splits by itself; give --data {root}/train"
-        )
-    in_folders = [
-        (folder, sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")))
-        for folder in folders
-    ]
+    names = {path.name.lower(): path for path in folders}
+    others = [names[name].name for name in ("test", "val", "valid", "validation") if name in names]
+    if "train" in names and others:
+        raise UsageError(f"{root} is split into train and {others[0]} already: vaelab splits by itself; give --data "
+                         f"{names['train']}")  # fmt: skip
+    in_folders = [(folder, sorted(_files_below(folder, frozenset()))) for folder in folders]
     in_classes = [(folder, part) for folder, part in in_folders if part]  # an empty folder is no class
     files = [path for _, part in in_classes for path in part] if folders else visible
     if not files:
@@ -213,6 +223,19 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
         return files, None, None
     y = np.repeat(np.arange(len(in_classes), dtype=np.int64), [len(part) for _, part in in_classes])
     return files, y, tuple(readable(folder.name) for folder, _ in in_classes)
+
+
+def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """All files of a folder and its sub-folders, linked ones too, but for hidden ones."""
+    if (place := folder.resolve()) in above:
+        raise FailureError(f"{folder} is a link to a folder that it is in: its images would count twice")
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files_below(path, above | {place})
+        elif path.is_file():
+            yield path
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -347,6 +370,10 @@ def to_nchw(
         x = array if first else array.transpose(0, 3, 1, 2)
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
+    short, long = sorted(x.shape[2:])
+    if long > _LONGEST * max(short, 1):
+        raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}: their number must be the first axis; "
+                         "np.moveaxis(x, -1, 0) brings the last one there")  # fmt: skip
     if channels is not None and x.shape[1] != channels:
         raise UsageError(f"{name} holds images of {x.shape[1]} channels, not --channels {channels}: leave it out")
     if image_size is not None and x.shape[2:] != image_size:

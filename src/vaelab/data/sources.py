@@ -35,6 +35,8 @@ from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.labels import readable
 
+IN_MEMORY = "<in memory>"  # the source of images that were no file's
+
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 # What made the images (N, F), each factor counted from 0, by their row numbers (N,).
@@ -67,6 +69,8 @@ def find(data: Data) -> Pool:
             )
         return NAMED[source]()
     path = Path(source).expanduser()
+    if source == IN_MEMORY:
+        raise UsageError("these images were only in memory: save them as .npy or .npz, and name that file")
     if not path.exists():
         raise UsageError(f"--data {source}: neither a path nor a data set{did_you_mean(source, NAMED)}")
     if path.is_dir() and (found := _idx_files(path)):
@@ -79,6 +83,16 @@ def find(data: Data) -> Pool:
     if path.suffix in (".npy", ".npz"):
         return _array_pool(path, data)
     raise UsageError(f"--data {source}: give a folder of images, a .npy or .npz file, or a folder of idx files")
+
+
+def in_memory(x: NDArray[np.generic], y: NDArray[np.generic] | None, data: Data) -> Pool:
+    """Images, and their class numbers or None, that are no file's, read as those of a ``.npz`` file are.
+
+    Raises:
+        UsageError, FailureError: as ``find``.
+    """
+    images = as_images(x, "the array", image_size=data.image_size, channels=data.channels, value_range=data.value_range)
+    return Pool("array", images if y is None else labelled(images, y, "labels"))
 
 
 # --- named data sets ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from vaelab.config import Run
 from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.data.guard import require_fit
+from vaelab.errors import UsageError
 from vaelab.evaluate.estimate import Estimate, evaluating
 from vaelab.likelihoods import Support
 from vaelab.models import VAE
@@ -36,8 +37,10 @@ def evaluate(model: VAE, run: Run, data: Dataset, split: str = "test", num_sampl
         num_samples: posterior samples per example, over which its distortion is averaged.
 
     Raises:
-        UsageError: if the likelihood is none of these data.
+        UsageError: if the likelihood is none of these data, or the images are of another shape than the model's.
     """
+    if data.shape != model.shape:
+        raise UsageError(f"images of {data.name} are {data.shape}, the model's {model.shape}: choose data of its shape")
     require_fit(model.likelihood_head, data, (split,))
     # Row noise makes the batch size a matter of memory alone: some ten thousand decoded images at a time.
     batch_size = max(1, min(BATCH, 10_000 // num_samples))
