@@ -373,7 +373,7 @@ def test_what_is_printed(two, capsys):
     lines = [line.split() for line in out.splitlines()]
     assert ["-ELBO", "(distortion", "+", "rate)", "nats", "100.00", "±", "0.30*", "103.00", "±", "0.30"] in lines
     assert ["rate,", "KL(q(z|x)", "||", "p(z))", "nats", "9.00", "±", "0.10", "9.00", "±", "0.10"] in lines
-    assert ["beta", "1", "0.5"] in lines
+    assert ["beta", "1.0", "0.5"] in lines
     assert "digits test (180 images), grey pixels" in out
     assert "more than 2 standard errors of the difference, sqrt(s1^2 + s2^2)" in out
     assert "overstates the noise of the difference" in out

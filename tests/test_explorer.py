@@ -371,7 +371,7 @@ def test_a_busy_port_is_told_at_once(run, world, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--images", "2"], "--images 2: must be at least 3"),
-    (["--port", "70000"], "--port 70000: must be from 0 to 65535"),
+    (["--port", "70000"], "--port 70000: must be from 0 to 65,535"),
     (["--map", "own", "--port", "0"], "at most 2 of them: there are 6"),
     (["--runtime", "cdn"], "--runtime cdn is of a page that is written: give --static, or leave it out"),
     (["--static", "site", "--port", "0"], "--port 0 is of a page that is served, and --static site writes one"),

@@ -126,6 +126,16 @@ def cost(record: dict[str, Any], joined: str = ", ") -> str:
     return joined.join(f"{term} {record[f'validation_{term}']:.2f}" for term in terms) + " nats"
 
 
+def setting(value: Any) -> str:
+    """A setting's value for people.
+
+    Example:
+        >>> setting(None), setting(0.5), setting((512, 256))
+        ('–', '0.5', '512 256')
+    """
+    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def duration(seconds: float) -> str:
     """A time for people.
 

@@ -26,7 +26,7 @@ from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.errors import UsageError
 from vaelab.folder import RunFolder
 from vaelab.kept import FORMAT
-from vaelab.labels import Row, cost, duration, notes, pixels, rows_of, title
+from vaelab.labels import Row, cost, duration, notes, pixels, rows_of, setting, title
 from vaelab.loading import data_of
 from vaelab.measure import Plan, measure
 from vaelab.progress import Bar
@@ -360,14 +360,9 @@ def _settings(facts: Facts) -> list[tuple[str, str, bool]]:
         rows.append((slot, "auto" if ours is None else type(ours).__name__, type(ours) is not type(theirs)))
     before = {name: leaf.value for name, leaf in flat(base).items()}
     for name, leaf in flat(facts.run).items():
-        rows.append((name, _shown(name, leaf.value), name not in before or before[name] != leaf.value))
+        shown = Path(leaf.value).name if name == "data" else leaf.value  # a path says more of a machine than of a run
+        rows.append((name, setting(shown), name not in before or before[name] != leaf.value))
     return rows
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "data":  # a path says more of a machine than of a run
-        return Path(str(value)).name
-    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _environment(facts: Facts) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from rich.table import Table as Printed
 from tyro.conf import Positional
 
 from vaelab.errors import UsageError
-from vaelab.labels import images, label, pixels
+from vaelab.labels import duration, images, label, pixels, setting
 
 if TYPE_CHECKING:
     from vaelab.comparison import Comparison, Measured, Row, Table
@@ -115,7 +115,7 @@ def _print_runs(console: Console, found: Comparison) -> None:
     for run in found.runs:
         asked = "" if run["epochs"] == run["epochs_asked_for"] else f" of {run['epochs_asked_for']}"
         runs.add_row(escape(run["name"]), run["recipe"], str(run["seed"]), f"{run['epochs']}{asked}",
-                     f"{run['parameters']:,}", _duration(run["seconds"]))  # fmt: skip
+                     f"{run['parameters']:,}", duration(run["seconds"]))  # fmt: skip
     console.print(runs, highlight=False)
     machines: dict[str, list[str]] = {}
     for run in found.runs:
@@ -128,25 +128,12 @@ def _print_runs(console: Console, found: Comparison) -> None:
     _say(console, *found.training_sets)
     _say(console, "")
     names = [run["name"] for run in found.runs]
-    rows = [(name.replace("_", "-"), "", [_setting(values[r]) if r in values else "" for r in names])
+    rows = [(name.replace("_", "-"), "", [setting(values[r]) if r in values else "" for r in names])
             for name, values in found.settings.items()]  # fmt: skip
     if rows:
         _grid(console, "Settings that differ", names, rows)
     else:
         _say(console, "No setting differs, but for the seed or the epochs.", "")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
 
 
 def _print_table(console: Console, table: Table) -> None:

@@ -41,8 +41,7 @@ def explore(
             page is opened; auto (the default): npm where it is installed.
     """
     at_least(3, images=images)
-    if port is not None and not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: must be from 0 to 65535")
+    at_least(0, most=65535, port=port)
     if static is None and runtime is not None:
         raise UsageError(f"--runtime {runtime} is of a page that is written: give --static, or leave it out")
     if static is not None and (port is not None or open):

@@ -236,8 +236,7 @@ def animate(
     from vaelab import media, pictures
     from vaelab.scene import scene_of
 
-    if not 1 <= frames <= 500:
-        raise UsageError(f"--frames {frames}: must be from 1 to 500")
+    at_least(1, most=500, frames=frames)
     if digits is not None and of != "classes":
         raise UsageError(f"--digits {digits} names classes, and --of {of} passes through none: leave one out")
     target = target_file(run, out, f"animate-{of}.gif")
