@@ -2,6 +2,9 @@
 
 An encoder maps images to features, ``out_features`` of them, of which a posterior makes a distribution; a decoder maps
 latent vectors to the parameters of every pixel, of which a likelihood makes one. Neither knows which.
+
+An encoder is built from its spec and the shape (C, H, W) of an image; a decoder from its spec, the number D of latent
+dimensions and ``out_shape`` (P*C, H, W): what the likelihood asks for, P parameters for each channel.
 """
 
 from vaelab.networks.convolutional import ConvDecoder as ConvDecoder

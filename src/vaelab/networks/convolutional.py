@@ -25,10 +25,6 @@ class ConvEncoder(nn.Module):
     """Stride-2 3x3 convolutions, each mapping a side s to ceil(s/2), then optional linear layers.
 
     Order within a layer: convolution, batch norm, non-linearity, dropout.
-
-    Args:
-        spec: the configuration.
-        shape: (C, H, W) of one image.
     """
 
     def __init__(self, spec: specs.ConvEncoder, shape: Shape) -> None:
@@ -62,11 +58,6 @@ class ConvDecoder(nn.Module):
     A side s was halved to ceil(s/2); the transposed convolution returns 2*ceil(s/2) - 1 and one more (its output
     padding) where s was even, so every image size is restored without cropping. Order within a layer: transposed
     convolution, batch norm, non-linearity; the last layer is a transposed convolution alone.
-
-    Args:
-        spec: the configuration.
-        latent_dim: D.
-        out_shape: (P*C, H, W), what the likelihood asks for.
     """
 
     def __init__(self, spec: specs.ConvDecoder, latent_dim: int, out_shape: Shape) -> None:

@@ -18,12 +18,7 @@ from vaelab.specs import Shape
 
 @final
 class MLPEncoder(nn.Module):
-    """Flatten the image, then a linear layer and a non-linearity for each of ``hidden_dims``.
-
-    Args:
-        spec: the configuration.
-        shape: (C, H, W) of one image.
-    """
+    """Flatten the image, then a linear layer and a non-linearity for each of ``hidden_dims``."""
 
     def __init__(self, spec: specs.MLPEncoder, shape: Shape) -> None:
         super().__init__()
@@ -40,13 +35,7 @@ class MLPEncoder(nn.Module):
 
 @final
 class MLPDecoder(nn.Module):
-    """A linear layer and a non-linearity for each of ``hidden_dims``, then a linear layer to all pixels.
-
-    Args:
-        spec: the configuration.
-        latent_dim: D.
-        out_shape: (P*C, H, W), what the likelihood asks for.
-    """
+    """A linear layer and a non-linearity for each of ``hidden_dims``, then a linear layer to all pixels."""
 
     def __init__(self, spec: specs.MLPDecoder, latent_dim: int, out_shape: Shape) -> None:
         super().__init__()

@@ -45,10 +45,6 @@ class ResidualEncoder(nn.Module):
 
     Every pixel is seen, also those of an odd side: a window is two pixels wider than its step.
 
-    Args:
-        spec: the configuration.
-        shape: (C, H, W) of one image.
-
     Reference:
         van den Oord, Vinyals & Kavukcuoglu (2017), Neural Discrete Representation Learning, section 4.1.
         https://arxiv.org/abs/1711.00937
@@ -78,11 +74,6 @@ class ResidualDecoder(nn.Module):
 
     A side s was halved to floor(s/2); the transposed convolution returns 2*floor(s/2), and one more (its output
     padding) where s was odd.
-
-    Args:
-        spec: the configuration.
-        latent_dim: D.
-        out_shape: (P*C, H, W), what the likelihood asks for.
 
     Raises:
         UsageError: if the latent vector is to be read as a grid, and h w does not divide D.
