@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import vaelab as v
@@ -174,3 +175,16 @@ def test_public_names_all_resolve():
 def test_every_kind_has_a_word_of_its_own():
     for slot in config.SLOTS:
         assert len(config.spec_names(slot)) == len(config._choices()[slot]) > 1
+
+
+def test_numbers_of_numpy_are_numbers():
+    """As sweeps over ``np.arange`` give them; what is kept is plain, so that it can be written as JSON."""
+    run = override(
+        recipe("mlp"), latent_dim=np.int64(5), beta=np.float32(0.5), encoder_hidden_dims=tuple(np.array([7, 8]))
+    )
+    assert run == override(recipe("mlp"), latent_dim=5, beta=0.5, encoder_hidden_dims=(7, 8))
+    assert from_json(json.loads(json.dumps(to_json(run)))) == run
+    with pytest.raises(UsageError, match="expected int"):
+        override(recipe("mlp"), latent_dim=np.float64(5.5))
+    with pytest.raises(UsageError, match="expected int"):
+        override(recipe("mlp"), latent_dim=np.array([5]))
