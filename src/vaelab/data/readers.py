@@ -31,7 +31,7 @@ Range = Literal["auto", "unit", "byte", "symmetric"]
 
 PIECE = 256  # images at a time, where all are gone through
 MOST_CLASSES = 100_000
-_LONGEST = 100  # times the shorter side: what is longer counts images
+_LONGEST = 1000  # times the shorter side: what is longer counts images
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
