@@ -267,7 +267,7 @@ def test_the_command_makes_the_same_run(name, changes):
     assert words[:3] == ["vaelab", "train", name]
     again, out, _ = _parse(_choose_parts(recipe(name), words[3:]), words[3:])
     assert again == wanted
-    assert out == "my run $x"
+    assert out == Path("my run $x")
 
 
 def test_wrong_names_are_one_line(run, capsys):
