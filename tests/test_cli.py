@@ -296,7 +296,7 @@ def test_an_output_that_is_taken_is_refused_before_any_work(run, tmp_path, monke
         ),
         (["evaluate", "--only", "ebo"], "--only ebo: no such part; did you mean 'elbo'?"),
         (["refit", "--threads", "0"], "--threads 0: must be at least 1"),
-        (["refit", "--seed", "-1"], "--seed -1: must be at least 0"),
+        (["refit", "--seed", "-1"], "--seed -1: must be from 0 to 4,294,967,295"),
         (["sample", "--num", "-1"], "--num -1: must be from 1 to 10,000"),
         (["animate", "--digits", "1z"], "there is no class 'z'"),
         (["animate", "--frames", "0"], "--frames 0: must be from 1 to 500"),
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_written_is_called_that(tmp_path, monkeypatch, c
     opened = Path.open
     monkeypatch.setattr(Path, "open", refuse)
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 1
-    assert "cannot be written: choose another folder with --out" in complaint(capsys)
+    assert "cannot be written: its permissions do not allow it" in complaint(capsys)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, a place where nobody can make folders")

@@ -333,8 +333,9 @@ def test_a_run_on_arrays_says_where_its_data_are_not(tmp_path, capsys):
 ])  # fmt: skip
 def test_what_is_put_together_as_a_data_set_is_looked_at(x, message):
     good = Split(torch.zeros(9, 1, 9, 9), None, torch.arange(9))
+    mine = Dataset("mine", "grey", good, Split(x, None, torch.arange(9)), good, binary=False, classes=None)
     with pytest.raises(UsageError, match=rf"the validation split holds .*{message}"):
-        Dataset("mine", "grey", good, Split(x, None, torch.arange(9)), good, binary=False, classes=None)
+        fit(recipe("mlp"), mine)
 
 
 def test_a_data_set_that_was_put_together_is_recorded_as_such(tmp_path):

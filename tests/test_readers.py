@@ -292,7 +292,9 @@ def test_a_folder_that_is_split_already_is_refused(tmp_path, name):
 
 
 def test_images_along_the_last_axis_are_not_taken_for_long_ones():
-    with pytest.raises(UsageError, match=r"holds images of 28x30000: their number must be the first axis; np\.moveaxis"):
+    with pytest.raises(
+        UsageError, match=r"holds images of 28x30000: their number must be the first axis; np\.moveaxis"
+    ):
         as_images(np.zeros((8, 28, 30_000), np.uint8), "a.npy")
     assert as_images(np.zeros((28, 10, 1000), np.uint8), "a.npy").x.shape == (28, 1, 10, 1000)
 

@@ -211,6 +211,8 @@ def test_threads_that_train_take_turns(digits):
 class OwnPrior(specs.StandardNormal):
     """A prior that is not vaelab's."""
 
+    part = specs.StandardNormal.part
+
 
 def test_a_part_of_ones_own_trains_without_a_folder_and_is_refused_with_one(digits, tmp_path):
     run = dataclasses.replace(override(RUNS["mlp"], epochs=1), prior=OwnPrior())

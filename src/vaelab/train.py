@@ -94,6 +94,7 @@ def fit(
     if isinstance(data, str | Path):
         run, data = override(run, data=str(data)), None
     elif isinstance(data, Dataset):
+        data.require_images()
         run = replace(run, data=data.asked or Data(IN_MEMORY, data.protocol))
     elif data is not None:
         raise UsageError(

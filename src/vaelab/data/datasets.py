@@ -134,8 +134,8 @@ class Dataset:
     factors: Factors | None = None
     asked: Data | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse what was put together otherwise and is no data set.
+    def require_images(self) -> None:
+        """Refuse a data set that was put together otherwise than by ``load``, and cannot be trained on.
 
         Raises:
             UsageError: naming the split, and what it should hold.
