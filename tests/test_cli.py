@@ -503,3 +503,36 @@ def test_others_that_compute_are_counted_by_the_least_of_some_moments(monkeypatc
     monkeypatch.setattr(Path, "read_text", lambda path: next(texts))
     assert cli.others_computing() == 1
     assert cli.others_computing() == 0, "where it is not known"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["evaluate", "RUN", "--preset", "quik"], "'quik' for argument '--preset'. Expected one of ('paper', 'quick')"),
+    (["train", "mlp", "--image-size", "8"], "--image-size: '8' is not INT INT"),
+    (["train", "mlp", "--out", ""], "--out is empty: name a folder, or leave it out"),
+    (["train", "mlp", "--out="], "--out is empty: name a folder, or leave it out"),
+])  # fmt: skip
+def test_no_message_speaks_of_none(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = complaint(capsys)
+    assert message in said.replace("('quick', 'paper')", "('paper', 'quick')")
+    assert "None" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("environment", "says"), [
+    ({}, "vaelab: interrupted"),
+    ({"RANK": "1"}, "vaelab: interrupted"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "vaelab: interrupted"),
+    ({"RANK": "1", "WORLD_SIZE": "2"}, ""),
+])  # fmt: skip
+def test_one_of_several_processes_says_that_all_are_interrupted(environment, says, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "recipes", interrupted)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err.strip() == says

@@ -15,7 +15,7 @@ from vaelab.config import Augment, Data, override
 from vaelab.data import load
 from vaelab.data.augment import augment, move
 from vaelab.data.datasets import Dataset, Split, binarize, binarize_batch
-from vaelab.data.sources import IN_MEMORY
+from vaelab.data.sources import IN_MEMORY, MADE
 from vaelab.errors import FailureError, UsageError
 from vaelab.models import Batch
 from vaelab.recipes import recipe
@@ -319,10 +319,14 @@ def test_a_run_on_arrays_says_where_its_data_are_not(tmp_path, capsys):
     assert (
         f"the data of the run in {out} are in no file: save them as .npy or .npz, and name" in capsys.readouterr().err
     )
+    with pytest.raises(UsageError, match="was trained on data in memory: give fit the same data"):
+        fit(override(run, epochs=2), out=out, resume=True)
     fit(override(run, epochs=2), load(x), out=out, resume=True)
     np.save(tmp_path / "x.npy", x)
     assert main(["train", "mlp", "--out", str(out), "--resume", "--data", str(tmp_path / "x.npy")]) == 0
     assert main(["evaluate", str(out), "--only", "elbo"]) == 0
+    fit(override(run, epochs=3), load(x), out=out, resume=True)  # the same images in memory are at no other place
+    assert json.loads((out / "config.json").read_text())["run"]["data"]["source"] == str(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(("x", "message"), [
@@ -330,6 +334,8 @@ def test_a_run_on_arrays_says_where_its_data_are_not(tmp_path, capsys):
     (torch.zeros(9, 1, 9, 9, dtype=torch.float64), "images are uint8 or float32"),
     (torch.linspace(-1, 4, 9 * 81).reshape(9, 1, 9, 9), "values from -1 to 4"),
     (torch.full((9, 1, 9, 9), float("nan")), "values from nan to nan"),
+    (torch.zeros(8, 1, 9, 9), "8 images, 9 row numbers: give as many of each"),
+    (np.zeros((9, 1, 9, 9), np.float32), "no tensor but ndarray: torch.from_numpy"),
 ])  # fmt: skip
 def test_what_is_put_together_as_a_data_set_is_looked_at(x, message):
     good = Split(torch.zeros(9, 1, 9, 9), None, torch.arange(9))
@@ -338,13 +344,43 @@ def test_what_is_put_together_as_a_data_set_is_looked_at(x, message):
         fit(recipe("mlp"), mine)
 
 
-def test_a_data_set_that_was_put_together_is_recorded_as_such(tmp_path):
+def test_a_data_set_that_was_put_together_is_recorded_as_such(tmp_path, capsys):
     split = Split(torch.rand(40, 1, 9, 9), None, torch.arange(40))
     mine = Dataset("mine", "grey", split, split, split, binary=False, classes=None)
     fit(override(recipe("mlp"), epochs=1), mine, out=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"]["source"] == IN_MEMORY
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["run"]["data"]["source"] == MADE
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "was trained on a data set made in Python" in capsys.readouterr().err
+    config["run"]["data"]["source"] = "mnist"  # as it was recorded once
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    fit(override(recipe("mlp"), epochs=2), mine, out=tmp_path / "run", resume=True)
     with pytest.raises(UsageError, match=r"data: Tensor is none; give a name, a path, or what vaelab\.load makes of"):
         fit(recipe("mlp"), torch.rand(40, 1, 9, 9))
     model = fit(override(recipe("mlp"), epochs=1), mine)
     with pytest.raises(UsageError, match=r"images of digits are \(1, 28, 28\), the model's \(1, 9, 9\)"):
         vaelab.evaluate.evaluate(model, recipe("mlp"), load("digits"))
+
+
+@pytest.mark.parametrize(("source", "settings", "message"), [
+    ([np.zeros((9, 9))], {}, "list is no source of data: give a name, a path, or one array"),
+    (None, {}, "NoneType is no source of data"),
+    ("digits", {"protocol": None}, "no protocol None"),
+    ("digits", {"value_range": "bytes"}, "no value_range 'bytes'; did you mean 'byte'"),
+    ("digits", {"validation_size": "many"}, "validation_size = 'many': expected"),
+    (np.linspace(-1, 4, 810).reshape(10, 9, 9), {}, r"--range \(value_range in Python\) unit"),
+    (Data("digits"), {"protocol": "dynamic"}, "a Data holds its settings itself"),
+])  # fmt: skip
+def test_wrong_data_in_python_are_one_line(source, settings, message):
+    with pytest.raises((UsageError, FailureError), match=message):
+        load(source, **settings)
+
+
+def test_settings_of_data_are_brought_to_their_types(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (60, 9, 11), np.uint8)
+    found = load(x, labels=[i % 3 for i in range(60)], validation_size=np.int64(7), image_size=[9, 11])
+    assert len(found.validation) == 7
+    assert found.train.y is not None
+    assert found.asked == Data(IN_MEMORY, validation_size=7.0, image_size=(9, 11))
+    json.dumps(vars(found.asked))
+    assert load(torch.rand(40, 9, 9).bfloat16()).train.x.dtype == torch.float32

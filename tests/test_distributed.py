@@ -19,7 +19,7 @@ from vaelab import recipes
 from vaelab.cli import main
 from vaelab.compiling import can_compile
 from vaelab.config import override
-from vaelab.distributed import LostProcessError, Team, launcher, leads, team
+from vaelab.distributed import LostProcessError, Team, launched, leads, team
 from vaelab.errors import FailureError, UsageError
 from vaelab.loading import load_model
 from vaelab.sharing import SharedMemory, Table
@@ -453,14 +453,16 @@ def test_each_process_computes_on_its_gpu_from_the_start(monkeypatch):
     assert calls == [torch.device("cuda", 1), "cpu:gloo,cuda:nccl"]
 
 
-def test_several_machines_go_on_by_their_own_launchers(monkeypatch):
+def test_a_command_to_go_on_is_of_as_many_processes(monkeypatch):
+    words = ["train", "mlp", "--out", "my run"]
+    assert launched(words) == "vaelab train mlp --out 'my run'"
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert launcher() == ["torchrun", "--nproc-per-node", "2", "-m", "vaelab"]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert launcher() == ["torchrun", "--standalone", "--nproc-per-node", "4", "-m", "vaelab"]
-    monkeypatch.delenv("WORLD_SIZE")
-    assert launcher() == ["vaelab"]
+    whole = "--nproc-per-node 4 -m vaelab train mlp --out 'my run'"
+    assert launched(words) == f"torchrun --standalone {whole}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    several = f"torchrun {whole.replace('4', '2')}, on each machine, with --nnodes and --rdzv-endpoint as before"
+    assert launched(words) == several
 
 
 def test_a_rank_without_others_is_no_reason_to_write_nothing(monkeypatch):

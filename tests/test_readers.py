@@ -278,7 +278,7 @@ def test_images_behind_links_count(tmp_path):
     assert sorted(read.x[:, 0, 0, 0].tolist()) == [0, 1, 2]
     assert read.classes == ("cats",)
     (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "all" / "cats")
-    with pytest.raises(FailureError, match=r"again is a link to a folder that it is in"):
+    with pytest.raises(FailureError, match=r"is reached twice, by a link"):
         read_folder(tmp_path / "all", None, None)
 
 
@@ -304,3 +304,11 @@ def test_a_large_image_is_no_attack(tmp_path, monkeypatch, recwarn):
     Image.new("L", (10, 9)).save(tmp_path / "0.png")
     read_folder(tmp_path, None, None)
     assert not recwarn.list
+
+
+def test_a_class_that_is_a_link_to_another_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "a" / "0.png")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(FailureError, match=r"b is reached twice, by a link: its images would count twice"):
+        read_folder(tmp_path, None, None)

@@ -1,5 +1,6 @@
 """``vaelab reproduce``: runs, measures, and puts side by side; what is there already is not done again."""
 
+import dataclasses
 import json
 import statistics
 
@@ -105,3 +106,21 @@ def test_rows_of_other_recipes_stay_and_names_count_once(reproduced, capsys):
 def test_bars_of_a_protocol_do_not_part_cells():
     row = work.Row("rae", "mse", None, (0.1,), 0.05, "1", "mean of p(x|z)", 3.0)
     assert "| mean of p(x\\|z) | 3.0 |" in work.markdown([row])
+
+
+def test_only_rows_of_the_same_settings_stay(tmp_path):
+    table, settings = tmp_path / "reproduce.json", {"data": "digits", "epochs": 1, "num_samples": None}
+    row = work.Row("rae", "mse", None, (0.1, 0.2), 0.05, "1", "test", 3.0)
+    assert work.rows_before(table, ["mlp"], settings) == []
+    table.write_text(json.dumps({"settings": settings, "rows": [dataclasses.asdict(row)]}))
+    assert work.rows_before(table, ["mlp"], settings) == [row]
+    assert work.rows_before(table, ["rae"], settings) == []
+    assert work.rows_before(table, ["mlp"], {**settings, "epochs": 2}) == [], "another experiment"
+
+
+@pytest.mark.parametrize("content", [{}, {"rows": 3}, {"rows": [{"recipe": "x", "values": [1]}]}])
+def test_a_table_of_others_is_one_line(tmp_path, content, capsys):
+    (tmp_path / "reproduce.json").write_text(json.dumps(content))
+    assert main(["reproduce", "mlp", "--out", str(tmp_path)]) == 1
+    assert "was not written by this vaelab: remove it" in capsys.readouterr().err.splitlines()[-1]
+    assert len(list(tmp_path.iterdir())) == 1

@@ -522,4 +522,6 @@ def test_seeds_that_a_generator_does_not_take_are_one_line(run, command, seed, c
 
 def test_images_that_are_not_there_are_named_by_their_flag(run, capsys):
     assert main(["reconstruct", str(run), "--images", "no-such"]) == 2
-    assert "--images no-such: neither a path nor a data set" in capsys.readouterr().err
+    assert "--images 'no-such': neither a path nor a data set" in capsys.readouterr().err
+    assert main(["reconstruct", str(run), "--images", ""]) == 2
+    assert "--images '': neither a path nor a data set" in capsys.readouterr().err

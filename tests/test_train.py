@@ -207,6 +207,29 @@ def test_threads_that_train_take_turns(digits):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_threads_that_train_into_one_folder_do_not_train_over_each_other(digits, tmp_path):
+    """The second waits for its turn, and finds a folder that was empty when it came."""
+    failures = []
+
+    def work(seed):
+        try:
+            fit(override(RUNS["mlp"], epochs=2, seed=seed), digits, out=tmp_path / "run")
+        except UsageError as error:
+            failures.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (0, 1)))
+    [failure] = failures
+    assert "holds a run already" in failure or "another process trains" in failure
+    assert [record["epoch"] for record in RunFolder.open(tmp_path / "run").history()] == [1, 2]
+
+
+def test_what_cannot_be_written_is_not_called_a_part_of_ones_own(digits, tmp_path):
+    run = dataclasses.replace(RUNS["mlp"], training=dataclasses.replace(RUNS["mlp"].training, seed=torch.tensor(1)))
+    with pytest.raises(UsageError, match=r"a run folder cannot be written: .*Tensor.*; give plain numbers and words"):
+        fit(run, digits, out=tmp_path / "run")
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnPrior(specs.StandardNormal):
     """A prior that is not vaelab's."""
@@ -216,7 +239,7 @@ class OwnPrior(specs.StandardNormal):
 
 def test_a_part_of_ones_own_trains_without_a_folder_and_is_refused_with_one(digits, tmp_path):
     run = dataclasses.replace(override(RUNS["mlp"], epochs=1), prior=OwnPrior())
-    with pytest.raises(UsageError, match=r"a run folder could not be read again: .*'OwnPrior'.*without out"):
+    with pytest.raises(UsageError, match=r"a run folder could not be read again: .*'OwnPrior'.*trains without out"):
         fit(run, digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert isinstance(fit(run, digits), VAE)

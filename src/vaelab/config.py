@@ -226,6 +226,16 @@ def override(run: Run, **changes: Any) -> Run:
     return run
 
 
+def data_from(**settings: Any) -> Data:
+    """Data of these settings, each brought to its field's type.
+
+    Raises:
+        UsageError: if one is of another type.
+    """
+    hints = typing.get_type_hints(Data)
+    return Data(**{name: _coerced(name, value, hints[name]) for name, value in settings.items()})
+
+
 _MEASURED = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective")  # parts that a bf16_gap is of
 SLOTS = (*_MEASURED, "optimizer", "schedule")
 """Slots that may hold several kinds of spec, and so have a flag that chooses."""

@@ -10,7 +10,8 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator
+import shlex
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast, final
 
 import torch
@@ -38,13 +39,14 @@ def leads() -> bool:
     return _is_alone() or os.environ.get("RANK", "0") == "0"
 
 
-def launcher() -> list[str]:
-    """The words by which this process was started, or all of its processes on this machine."""
+def launched(words: Sequence[str]) -> str:
+    """A command of vaelab as one types it, to be run by as many processes as this one is of."""
     if _is_alone():
-        return ["vaelab"]
+        return shlex.join(["vaelab", *words])
     here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-    one_machine = ["--standalone"] if here == os.environ["WORLD_SIZE"] else []
-    return ["torchrun", *one_machine, "--nproc-per-node", here, "-m", "vaelab"]
+    one_machine = here == os.environ["WORLD_SIZE"]
+    typed = shlex.join(["torchrun", *["--standalone"] * one_machine, "--nproc-per-node", here, "-m", "vaelab", *words])
+    return typed if one_machine else f"{typed}, on each machine, with --nnodes and --rdzv-endpoint as before"
 
 
 def _is_alone() -> bool:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from vaelab import __version__
 from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import SLOTS, Run, flat, from_json, to_json
-from vaelab.data.sources import IN_MEMORY, NAMED
+from vaelab.data.sources import IN_MEMORY, MADE, NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.specs import WarmupCosine
 
@@ -137,8 +137,12 @@ class RunFolder:
         """The run's configuration."""
         return from_json(self.config()["run"])
 
-    def reconcile(self, run: Run) -> Run:
+    def reconcile(self, run: Run, remedy: str = "leave it out") -> Run:
         """The run to go on with, given one that was asked for: the folder's own, but for what may change.
+
+        Args:
+            run: the one that was asked for.
+            remedy: what to do about a setting that differs.
 
         Raises:
             UsageError: naming the first setting that differs and both its values.
@@ -155,7 +159,7 @@ class RunFolder:
         for slot in SLOTS:
             kept, wanted = (getattr(part, "word", "auto") for part in (getattr(ours, slot), getattr(run, slot)))
             if kept != wanted:
-                raise UsageError(f"--{slot} {wanted} differs from the {kept} of the run in {self.path}: leave it out")
+                raise UsageError(f"--{slot} {wanted} differs from the {kept} of the run in {self.path}: {remedy}")
         before, spread = flat(ours), isinstance(run.schedule, WarmupCosine)
         for name, leaf in flat(run).items():
             kept, wanted = before[name].value, leaf.value
@@ -165,7 +169,7 @@ class RunFolder:
                 continue
             flag = "--" + name.replace("_", "-")
             why = " (the schedule is spread over the epochs, so more of them would be another run)" if longer else ""
-            raise UsageError(f"{flag} {wanted} differs from the {kept} of the run in {self.path}: leave it out{why}")
+            raise UsageError(f"{flag} {wanted} differs from the {kept} of the run in {self.path}: {remedy}{why}")
         return run
 
     def require_path_of_data(self, run: Run) -> None:
@@ -180,6 +184,9 @@ class RunFolder:
         content, source = self.config(), run.data.source
         if source != content["run"]["data"]["source"] or source in NAMED or Path(source).expanduser().exists():
             return
+        if source == MADE:
+            raise UsageError(f"the run in {self.path} was trained on a data set made in Python: only vaelab.fit(..., "
+                             "resume=True) and vaelab.evaluate can be given it again")  # fmt: skip
         remedy, where = "put them, or a link to them, there", f"no longer at {source}"
         if source == IN_MEMORY:
             remedy, where = "save them as .npy or .npz", "in no file"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +11,7 @@ from typing import Any, final
 from vaelab.checkpoint import read_json
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
-from vaelab.errors import UsageError
+from vaelab.errors import FailureError
 from vaelab.folder import RunFolder
 from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
@@ -95,12 +95,20 @@ def reproduce(
     return rows
 
 
-def rows_before(file: Path, names: Sequence[str]) -> list[Row]:
-    """The rows of other recipes that an earlier command has written; none where it is not known what they are."""
+def rows_before(file: Path, names: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
+    """The rows of other recipes that an earlier command has written, if it had the same ``data``, ``epochs`` and so on.
+
+    Raises:
+        FailureError: if the file is no such table.
+    """
     if not file.exists():
         return []
-    rows = [Row(**{**row, "values": tuple(row["values"])}) for row in read_json(file)["rows"]]
-    return [row for row in rows if row.recipe not in names]
+    try:
+        content = read_json(file)
+        rows = [Row(**{**row, "values": tuple(row["values"])}) for row in content["rows"]]
+    except (KeyError, TypeError) as error:
+        raise FailureError(f"{file} was not written by this vaelab: remove it, or choose another --out") from error
+    return [row for row in rows if row.recipe not in names] if content.get("settings") == settings else []
 
 
 def _train(run: Run, path: Path) -> None:
@@ -108,11 +116,7 @@ def _train(run: Run, path: Path) -> None:
     run = with_absolute_path(run)
     resume = (path / "config.json").exists()
     if resume:
-        try:
-            RunFolder.open(path).reconcile(run)
-        except UsageError as error:
-            what = str(error).replace(": leave it out", "")
-            raise UsageError(f"{what}: ask for what it was begun with, or choose another folder with --out") from error
+        RunFolder.open(path).reconcile(run, "ask for what it was begun with, or choose another folder with --out")
     fit(run, load(run.data), out=path, resume=resume, display=Display())
 
 

@@ -22,7 +22,7 @@ import torch
 from vaelab.compiling import can_compile
 from vaelab.config import Data, Run, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import IN_MEMORY, NAMED
+from vaelab.data.sources import MADE, NAMED, NOWHERE
 from vaelab.distributed import LostProcessError, leads, team
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.folder import MACHINE_SETTINGS, RunFolder
@@ -72,8 +72,8 @@ def fit(
     """Train a run and return its best model, on the CPU: the weights with the lowest monitored validation loss.
 
     Monitored is the validation objective at its final weights (the final beta), with fixed noise, from the epoch on in
-    which annealing and warm-up have ended. Threads that call this take turns: initial weights are drawn from torch's
-    own generator, of which a process has one.
+    which annealing and warm-up have ended. Threads that call this take turns, since a process has one
+    generator of initial weights and dropout, and one number of threads; several GPUs take a process each.
 
     Args:
         run: the configuration.
@@ -95,7 +95,7 @@ def fit(
         run, data = override(run, data=str(data)), None
     elif isinstance(data, Dataset):
         data.require_images()
-        run = replace(run, data=data.asked or Data(IN_MEMORY, data.protocol))
+        run = replace(run, data=data.asked or Data(MADE, data.protocol))
     elif data is not None:
         raise UsageError(
             f"data: {type(data).__name__} is none; give a name, a path, or what vaelab.load makes of arrays"
@@ -105,6 +105,10 @@ def fit(
     if folder is not None:
         _require_readable(run)
     if folder is not None and resume:
+        if data is not None and run.data.source in NOWHERE:  # which names no place: the folder's own stays
+            run = replace(run, data=folder.run.data)
+        elif data is None and folder.run.data.source in NOWHERE and run.data.source in NAMED:
+            raise UsageError(f"the run in {folder.path} was trained on data in memory: give fit the same data")
         run = folder.reconcile(run)
         if data is None:
             folder.require_path_of_data(run)
@@ -116,6 +120,8 @@ def fit(
         trainer = Trainer(run, dataset.to(device), device, together)
         with held:
             if folder is not None:
+                if not resume and leads():
+                    RunFolder.create(folder.path)  # who had the turn or the lock before may have trained into it
                 _prepare(folder, trainer, resume)
             if not together.leads:
                 folder, display, on_epoch_end = None, None, ()
@@ -222,11 +228,12 @@ def _require_readable(run: Run) -> None:
     """Refuse a run whose folder could never be read: with a part or objective that is not vaelab's."""
     try:
         from_json(json.loads(json.dumps(to_json(run))))
-    except (TypeError, UsageError) as error:
-        raise UsageError(
-            f"a run folder could not be read again: {error}; train a part of your own without out, and keep the "
-            "weights by torch.save(model.state_dict(), PATH), or add it to vaelab (CONTRIBUTING.md)"
-        ) from error
+    except TypeError as error:
+        raise UsageError(f"a run folder cannot be written: {error}; give plain numbers and words, or set them by "
+                         "vaelab.override") from error  # fmt: skip
+    except UsageError as error:
+        raise UsageError(f"a run folder could not be read again: {error}. (A part of your own trains without out; keep "
+                         "its weights by torch.save, or add it to vaelab: CONTRIBUTING.md)") from error  # fmt: skip
 
 
 def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:

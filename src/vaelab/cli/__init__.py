@@ -160,7 +160,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _complain(error: object, code: int) -> int:
-    rank = os.environ.get("RANK")  # of those that torchrun starts
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # that torchrun has started
+    rank = os.environ.get("RANK") if several else None
     if code != _INTERRUPTED or rank in (None, "0"):  # all are interrupted alike: one says so
         of = f" (process {rank})" if rank is not None and code != _INTERRUPTED else ""
         print(f"vaelab{of}: {error}", file=sys.stderr)

@@ -117,8 +117,9 @@ def _plain(text: str) -> str:
     text = re.sub(r"^Error parsing (\S+): (.*)$", r"\1: \2", text).rstrip(".")
     text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
     text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
-    text = re.sub(r"no type matching \{None\}\|(\S+) could be instantiated from \[('.*')\]", r"\2 is not \1", text)
-    return re.sub(r"is not INT", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
+    text = text.replace("'None', ", "").replace(", 'None'", "")  # of a flag that may be left out
+    text = re.sub(r"no type matching \{None\}\|\{?(.+?)\}? could be instantiated from \[('.*')]", r"\2 is not \1", text)
+    return re.sub(r"is not INT\b(?! INT)", "is not a whole number", re.sub(r"is not FLOAT", "is not a number", text))
 
 
 def at_least(least: int, *, most: float = math.inf, **numbers: int | None) -> None:

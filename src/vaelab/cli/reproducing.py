@@ -32,7 +32,7 @@ def reproduce(
     """Run recipes and put their numbers beside the published ones; writes reproduce.md and reproduce.json.
 
     Each seed is an ordinary run folder, in OUT. The command can be interrupted and given again: what is finished is not
-    done again, and what other recipes have shown in OUT stays in the table.
+    done again, and other recipes of the same settings stay in the table.
 
     Args:
         seeds: runs of each recipe (default: 3 where one costs less than 10 minutes, else 1, and then no s.d. is shown).
@@ -51,21 +51,22 @@ def reproduce(
     for name in names:
         recipe(name)  # raises for a name that is none, before hours are spent on the others
     at_least(1, seeds=seeds, epochs=epochs, num_samples=num_samples, threads=threads)
-    before = work.rows_before(out / "reproduce.json", names)
-    rows = work.reproduce(
-        names, out, seeds=seeds, data=data, epochs=epochs, num_samples=num_samples, threads=threads, bar=Bar()
-    )
-    write_bytes(out / "reproduce.md", (work.markdown([*before, *rows]) + "\n").encode())
-    write_json(out / "reproduce.json", {"rows": [dataclasses.asdict(row) for row in (*before, *rows)]})
+    given = {"data": data, "epochs": epochs, "num_samples": num_samples}
+    table = out / "reproduce.json"
+    work.rows_before(table, names, given)  # raises before hours are spent, if it cannot be added to
+    rows = work.reproduce(names, out, seeds=seeds, **given, threads=threads, bar=Bar())
+    shown = [*work.rows_before(table, names, given), *rows]
+    write_bytes(out / "reproduce.md", (work.markdown(shown) + "\n").encode())
+    write_json(table, {"settings": given, "rows": [dataclasses.asdict(row) for row in shown]})
     if json:
         print(json_.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
-    table = Table(box=None)
+    printed = Table(box=None)
     for column in ("recipe", "number", "published", "measured", "unit", "minutes"):
-        table.add_column(column, justify="right" if column in ("published", "minutes") else "left")
+        printed.add_column(column, justify="right" if column in ("published", "minutes") else "left")
     for row in rows:
         published = "-" if row.published is None else f"{row.published:.2f}"
-        table.add_row(row.recipe, row.metric, published, row.measured, row.unit, f"{row.minutes:.1f}")
+        printed.add_row(row.recipe, row.metric, published, row.measured, row.unit, f"{row.minutes:.1f}")
     console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(f"with protocols: {out / 'reproduce.md'}, {out / 'reproduce.json'}", soft_wrap=True)
+    console.print(printed)
+    console.print(f"with protocols: {out / 'reproduce.md'}, {table}", soft_wrap=True)

@@ -83,13 +83,13 @@ def reconstruct(
 
         from vaelab.data.datasets import unit
 
+        if not images or (images not in NAMED and not Path(images).expanduser().exists()):
+            raise UsageError(f"--images {images!r}: neither a path nor a data set{did_you_mean(images, NAMED)}")
         model, settings = load_model(run), RunFolder.open(run).run
         channels, height, width = model.shape
         size = (height, width) if Path(images).is_dir() else None  # the images of a folder are scaled and cropped
         wanted = 3 if channels == 3 else 1
         own = Data(images, image_size=size, channels=wanted, value_range=settings.data.value_range)
-        if images not in NAMED and not Path(images).expanduser().exists():
-            raise UsageError(f"--images {images}: neither a path nor a data set{did_you_mean(images, NAMED)}")
         pool = find(Data(images) if images in NAMED else own)
         if pool.train.x.shape[1:] != model.shape:
             raise UsageError(

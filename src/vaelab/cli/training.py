@@ -47,6 +47,8 @@ def run_training(arguments: list[str]) -> None:
     if name.startswith("-"):
         raise UsageError(f"the recipe comes first: vaelab train RECIPE {name} ...; choose one of {', '.join(RECIPES)}")
     base = recipe(name)
+    if _value(rest, "--out") == "":
+        raise UsageError("--out is empty: name a folder, or leave it out")
     if "--resume" in rest:
         # Parsed with the folder's own settings as defaults: what is not given on the command line is the folder's, and
         # what is given and differs is found.
@@ -84,7 +86,7 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 def _fit(run: Run, folder: Path, resume: bool) -> None:
     from vaelab import pictures
     from vaelab.data.datasets import load
-    from vaelab.distributed import launcher, leads
+    from vaelab.distributed import launched, leads
     from vaelab.folder import RunFolder
     from vaelab.progress import Display
     from vaelab.train import fit, with_absolute_path
@@ -104,8 +106,8 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     try:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
-        again = shlex.join([*launcher(), "train", run.recipe, "--out", str(folder), "--resume"])
-        raise InterruptedRun(f"{error}; go on with: {again}") from error
+        again = ["train", run.recipe, "--out", str(folder), "--resume"]
+        raise InterruptedRun(f"{error}; go on with: {launched(again)}") from error
     if not leads():
         return
     kept = RunFolder.open(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaelab.config import Data
+from vaelab.config import Data, data_from
 from vaelab.data.readers import Range
 from vaelab.data.sources import IN_MEMORY, Factors, Pool, find, in_memory
 from vaelab.errors import UsageError, did_you_mean
@@ -135,16 +135,26 @@ class Dataset:
     asked: Data | None = None
 
     def require_images(self) -> None:
-        """Refuse a data set that was put together otherwise than by ``load``, and cannot be trained on.
+        """Refuse a data set that was put together by hand, and cannot be trained on.
 
         Raises:
             UsageError: naming the split, and what it should hold.
         """
-        for name in SPLITS if self.asked is None else ():
-            x = self.split(name).x
+        for name in SPLITS:
+            split, x = self.split(name), self.split(name).x
+            if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageError(f"the {name} split holds no tensor but {type(x).__name__}: torch.from_numpy makes one")
             if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32) or x.shape[1:] != self.train.x.shape[1:]:
                 raise UsageError(f"the {name} split holds {x.dtype} of shape {tuple(x.shape)}: images are uint8 or "
                                  "float32 (N, C, H, W), of one shape in all splits")  # fmt: skip
+            if split.where is not None:  # on disk: they were looked at when they were found
+                continue
+            counts = {"images": len(x), "row numbers": len(split.index)}
+            if split.y is not None:
+                counts["labels"] = len(split.y)
+            if len(set(counts.values())) > 1 or (len(x) == 0 and name != "test"):
+                shown = ", ".join(f"{count} {what}" for what, count in counts.items())
+                raise UsageError(f"the {name} split holds {shown}: give as many of each, and one at least")
             if x.dtype == torch.float32 and not bool(((x >= 0) & (x <= 1)).all()):
                 raise UsageError(f"the {name} split holds values from {x.min():g} to {x.max():g}: pixels in float32 "
                                  "lie in 0..1")  # fmt: skip
@@ -217,7 +227,7 @@ class Dataset:
 def load(
     source: str | Path | Data | NDArray[Any] | Tensor,
     *,
-    labels: NDArray[Any] | Tensor | None = None,
+    labels: NDArray[Any] | Tensor | Sequence[int] | None = None,
     protocol: Protocol = "grey",
     validation_size: float | None = None,
     test_size: float | None = None,
@@ -245,16 +255,21 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1437, 180, 180, (1, 28, 28))
     """
-    given = protocol, validation_size, test_size, image_size, channels, value_range
+    given = {"protocol": protocol, "validation_size": validation_size, "test_size": test_size,
+             "image_size": image_size, "channels": channels, "value_range": value_range}  # fmt: skip
     is_array = isinstance(source, np.ndarray | Tensor)
-    asked = source if isinstance(source, Data) else Data(IN_MEMORY if is_array else str(source), *given)
+    if not (is_array or isinstance(source, str | Path | Data)):
+        raise UsageError(
+            f"{type(source).__name__} is no source of data: give a name, a path, or one array of all images"
+        )
     if labels is not None and not is_array:
         raise UsageError("labels are of images that are given as an array: those of files are read with them")
-    if asked is source and Data(Data.source, *given) != Data():
-        raise UsageError("a Data holds its settings itself: change them there, and load that alone")
     for name, known in (("protocol", get_args(Protocol)), ("value_range", get_args(Range))):
-        if (word := getattr(asked, name)) not in known:
-            raise UsageError(f"no {name} {word!r}{did_you_mean(word, known)}")
+        if (word := given[name]) not in known:
+            raise UsageError(f"no {name} {word!r}{did_you_mean(str(word), known)}")
+    asked = source if isinstance(source, Data) else data_from(source=IN_MEMORY if is_array else str(source), **given)
+    if asked is source and data_from(**given) != Data():
+        raise UsageError("a Data holds its settings itself: change them there, and load that alone")
     protocol = asked.protocol
     pool = in_memory(_array(source), None if labels is None else _array(labels), asked) if is_array else find(asked)
     on_disk = isinstance(pool.train.x, np.memmap)
@@ -279,7 +294,9 @@ def load(
 
 
 def _array(values: Any) -> NDArray[Any]:
-    return values.numpy(force=True) if isinstance(values, Tensor) else values
+    if isinstance(values, Tensor):  # NumPy has no bfloat16
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
+    return np.asarray(values)
 
 
 def unit(x: Tensor) -> Tensor:

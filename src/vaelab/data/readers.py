@@ -214,7 +214,8 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     if "train" in names and others:
         raise UsageError(f"{root} is split into train and {others[0]} already: vaelab splits by itself; give --data "
                          f"{names['train']}")  # fmt: skip
-    in_folders = [(folder, sorted(_files_below(folder, frozenset()))) for folder in folders]
+    seen = {root.resolve()}
+    in_folders = [(folder, sorted(_files_below(folder, seen))) for folder in folders]
     in_classes = [(folder, part) for folder, part in in_folders if part]  # an empty folder is no class
     files = [path for _, part in in_classes for path in part] if folders else visible
     if not files:
@@ -225,15 +226,16 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     return files, y, tuple(readable(folder.name) for folder, _ in in_classes)
 
 
-def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     """All files of a folder and its sub-folders, linked ones too, but for hidden ones."""
-    if (place := folder.resolve()) in above:
-        raise FailureError(f"{folder} is a link to a folder that it is in: its images would count twice")
-    for path in folder.iterdir():
+    if (place := folder.resolve()) in seen:
+        raise FailureError(f"{folder} is reached twice, by a link: its images would count twice")
+    seen.add(place)
+    for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _files_below(path, above | {place})
+            yield from _files_below(path, seen)
         elif path.is_file():
             yield path
 
@@ -331,7 +333,7 @@ def as_images(
         rescale = "rescale them" + " by x = x / np.float32(65535)" * (x.dtype == np.uint16)
         raise FailureError(
             f"{name} holds values from {low:g} to {high:g}, outside {bottom}..{top}: say what they mean with "
-            f"--range unit (0..1), byte (0..255) or symmetric (-1..1), or {rescale}"
+            f"--range (value_range in Python) unit (0..1), byte (0..255) or symmetric (-1..1), or {rescale}"
         )
     if x.dtype.kind != "f" and value_range == "byte":
         return _of_bytes(x.astype(np.uint8))
@@ -371,7 +373,7 @@ def to_nchw(
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
     short, long = sorted(x.shape[2:])
-    if long > _LONGEST * max(short, 1):
+    if long > _LONGEST * max(short, 1) and image_size is None:
         raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}: their number must be the first axis; "
                          "np.moveaxis(x, -1, 0) brings the last one there")  # fmt: skip
     if channels is not None and x.shape[1] != channels:

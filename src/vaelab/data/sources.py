@@ -35,7 +35,9 @@ from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.labels import readable
 
-IN_MEMORY = "<in memory>"  # the source of images that were no file's
+# Sources of images that were no file's: an array, which ``load`` has split, and a data set that the user has made.
+IN_MEMORY, MADE = "<in memory>", "<made in Python>"
+NOWHERE = (IN_MEMORY, MADE)
 
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -69,7 +71,7 @@ def find(data: Data) -> Pool:
             )
         return NAMED[source]()
     path = Path(source).expanduser()
-    if source == IN_MEMORY:
+    if source in NOWHERE:
         raise UsageError("these images were only in memory: save them as .npy or .npz, and name that file")
     if not path.exists():
         raise UsageError(f"--data {source}: neither a path nor a data set{did_you_mean(source, NAMED)}")
