@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from vaelab import checkpoint, cli
-from vaelab.cli import COMMANDS, main
-from vaelab.errors import InterruptedRun
+from vaelab.cli import COMMANDS, main, training
+from vaelab.errors import InterruptedRun, UsageError
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES
 
@@ -478,24 +478,39 @@ def test_what_a_terminal_cannot_show_costs_a_character_and_not_the_result(monkey
 
 
 @pytest.mark.parametrize(
-    ("others", "words", "set_before", "spins", "hint"),
+    ("others", "set_before", "found", "spins"),
     [
-        (0, [], {}, None, None),
-        (1, [], {}, "1000", "--threads 3 may well be faster"),
-        (9, [], {}, "1000", "--threads 1 may well be faster"),
-        (1, ["--threads", "2"], {}, "1000", None),
-        (1, [], {"OMP_NUM_THREADS": "1"}, None, None),
-        (1, [], {"GOMP_SPINCOUNT": "7"}, "7", "--threads 3 may well be faster"),
+        (0, {}, 0, None),
+        (1, {}, 1, "1000"),
+        (9, {}, 9, "1000"),
+        (1, {"OMP_NUM_THREADS": "1"}, 0, None),
+        (1, {"GOMP_SPINCOUNT": "7"}, 1, "7"),
     ],
 )
-def test_where_other_programs_compute_threads_do_not_spin(others, words, set_before, spins, hint, monkeypatch, caplog):
+def test_where_other_programs_compute_threads_do_not_spin(others, set_before, found, spins, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(set_before))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(cli, "others_computing", lambda: others)
-    caplog.set_level("INFO", "vaelab")
-    cli._give_way(["train", "mlp", *words])
+    assert cli._give_way() == found
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize(("others", "words", "hint"), [
+    (0, [], None),
+    (1, [], "--threads 3 may well be faster"),
+    (9, [], "--threads 1 may well be faster"),
+    (1, ["--threads", "2"], None),
+    (1, ["--threads=2"], None),
+])  # fmt: skip
+def test_fewer_threads_are_named_where_other_programs_compute(others, words, hint, monkeypatch, caplog):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(training, "_fit", lambda *_: None)
+    caplog.set_level("INFO", "vaelab")
+    training.run_training(["mlp", *words], others)
     assert (hint in caplog.text) if hint else not caplog.text
+    with pytest.raises(UsageError):
+        training.run_training(["mlp", "--no-such-flag", *words], others)
+    assert caplog.text.count("may well be faster") == bool(hint), "a command that is refused has no advice"
 
 
 def test_others_that_compute_are_counted_by_the_least_of_some_moments(monkeypatch):

@@ -100,10 +100,9 @@ def _dispatch(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vaelab").setLevel(logging.INFO)
     computes = name != "recipes" and not {"-h", "--help"} & set(rest)
-    if computes and "torch" not in sys.modules:
-        _give_way(arguments)
+    others = _give_way() if computes and "torch" not in sys.modules else 0
     if name == "train":
-        run_training(rest)
+        run_training(rest, others)
     else:
         command = COMMANDS[name]
         hints = get_type_hints(command, include_extras=True)
@@ -114,20 +113,17 @@ def _dispatch(arguments: list[str]) -> None:
         parse(later(command), rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
 
 
-def _give_way(arguments: Sequence[str]) -> None:
+def _give_way() -> int:
     """Where other programs compute, let threads that wait for each other sleep soon; to be called before torch loads.
 
     By default such a thread spins until its turn on the core is over, and has to wait for another when the others come.
     On two cores beside one other program a step of ``fast`` took 35 ms on two threads, 19 with this, and 14 on one
-    thread (means, one-off; 9, 12 and 13 on a quiet machine).
+    thread (means, one-off; 9, 12 and 13 on a quiet machine). Returns how many others there are, if it was looked for.
     """
-    cores = os.cpu_count() or 1
-    if cores == 1 or "OMP_NUM_THREADS" in os.environ or (others := others_computing()) == 0:
-        return
+    if (os.cpu_count() or 1) == 1 or "OMP_NUM_THREADS" in os.environ or (others := others_computing()) == 0:
+        return 0
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if arguments[0] == "train" and not any(word.startswith("--threads") for word in arguments):
-        few = max(1, cores - others)
-        log.info("other programs compute on this machine: --threads %d may well be faster", few)
+    return others
 
 
 def others_computing(moments: int = 3) -> int:

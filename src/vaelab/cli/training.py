@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from vaelab.config import SLOTS, Run, flat, override, spec_names
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.labels import cost, duration
 from vaelab.recipes import RECIPES, recipe
+
+log = logging.getLogger("vaelab")
 
 
 def recipes() -> None:
@@ -36,8 +39,13 @@ def train() -> None:
     """Train a recipe: vaelab train RECIPE [--data mnist|digits|PATH|...] [--out DIR] [--resume] [any setting]."""
 
 
-def run_training(arguments: list[str]) -> None:
-    """``vaelab train`` with these arguments: its flags depend on the recipe, so it parses them itself."""
+def run_training(arguments: list[str], others: int = 0) -> None:
+    """``vaelab train`` with these arguments: its flags depend on the recipe, so it parses them itself.
+
+    Args:
+        arguments: the command line.
+        others: how many other programs compute on this machine.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         Console().print(f"usage: vaelab train RECIPE ...\n\n{train.__doc__}\n", highlight=False, markup=False)
         recipes()
@@ -59,6 +67,9 @@ def run_training(arguments: list[str]) -> None:
         if base.recipe != name:
             raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
     run, out, resume = _parse(_choose_parts(base, rest), rest)
+    if others and run.training.threads is None:
+        few = max(1, (os.cpu_count() or 1) - others)
+        log.info("other programs compute on this machine: --threads %d may well be faster", few)
     _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume)
 
 
@@ -100,7 +111,7 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
     elif leads():
         RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
     data = load(run.data)
-    say = logging.getLogger("vaelab").info
+    say = log.info
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
         len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip
     try:
