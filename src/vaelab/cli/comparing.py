@@ -185,8 +185,9 @@ def _grid(console: Console, title: str, runs: Sequence[str], rows: Sequence[tupl
             room = console.width - labels - 2 - (units + 2 if units else 0)
             block = max(1, room // (max(widths) + 2))
     for first in range(0, len(runs), block):
-        shown = Printed(box=None, title=escape(title if first == 0 else f"{title} (continued)"), title_justify="left",
-                        title_style="bold", padding=(0, gap, 0, 0))  # fmt: skip
+        # Not as the table's own title, which would be folded to its width.
+        console.print(escape(title if first == 0 else f"{title} (continued)"), style="bold", soft_wrap=True)
+        shown = Printed(box=None, padding=(0, gap, 0, 0))
         shown.add_column("", width=label, overflow="fold")
         if units:
             shown.add_column("", no_wrap=True)

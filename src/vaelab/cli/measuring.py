@@ -112,7 +112,8 @@ def _print(name: str, content: dict[str, Any], plan: Plan) -> None:
         if plan.protocols and protocol not in plan.protocols:
             continue
         heading = f"{name}: {title(content['data'], plan.split, protocol, found)}"
-        table = Table(box=None, title=heading, title_justify="left", title_style="bold")
+        console.print(heading, style="bold", soft_wrap=True)  # a table's own title would be folded to its width
+        table = Table(box=None)
         for column in ("", "value", "s.e.", "unit", "n"):
             table.add_column(column, justify="left" if column in ("", "unit") else "right", overflow="fold")
         for row in rows_of(found["metrics"], content["beta"]).values():
