@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -456,6 +457,19 @@ def test_five_runs_fit_a_terminal(trained, tmp_path, monkeypatch, capsys, width,
     assert (len(headers) == 1) == (blocks == 1)
     assert list(itertools.chain(*headers)) == [f"run-{name}" for name in "vwxyz"]
     assert " ".join(lines).count("0.9000±0.0006") + " ".join(lines).count("0.9000 ± 0.0006") == 5, "no number is cut"
+
+
+def test_a_very_narrow_terminal_folds_labels_and_no_numbers(two, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "44")
+    assert main(["compare", *two, "--out", "p.png"]) == 0
+    narrow = capsys.readouterr().out
+    Path("p.png").unlink()
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["compare", *two, "--out", "p.png"]) == 0
+    numbers = re.compile(r"\d+\.\d+ ?± ?\d+\.\d+")
+    wanted = sorted(found.replace(" ", "") for found in numbers.findall(capsys.readouterr().out))
+    assert wanted
+    assert sorted(found.replace(" ", "") for found in numbers.findall(narrow)) == wanted
 
 
 def test_in_a_pipe_nothing_is_folded(two, monkeypatch, capsys):

@@ -182,8 +182,9 @@ def _grid(console: Console, title: str, runs: Sequence[str], rows: Sequence[tupl
         if left >= LEAST_LABEL:
             cells, label, gap = tight, min(labels, left), 1
         else:
-            room = console.width - labels - 2 - (units + 2 if units else 0)
-            block = max(1, room // (max(widths) + 2))
+            room, each = console.width - 2 - (units + 2 if units else 0), max(widths) + 2
+            block = max(1, (room - labels) // each)
+            label = min(labels, max(8, room - block * each))  # on a very narrow one labels fold for a single run
     for first in range(0, len(runs), block):
         # Not as the table's own title, which would be folded to its width.
         console.print(escape(title if first == 0 else f"{title} (continued)"), style="bold", soft_wrap=True)
