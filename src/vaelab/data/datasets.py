@@ -255,23 +255,17 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1437, 180, 180, (1, 28, 28))
     """
-    given = {"protocol": protocol, "validation_size": validation_size, "test_size": test_size,
-             "image_size": image_size, "channels": channels, "value_range": value_range}  # fmt: skip
-    is_array = isinstance(source, np.ndarray | Tensor)
-    if not (is_array or isinstance(source, str | Path | Data)):
-        raise UsageError(
-            f"{type(source).__name__} is no source of data: give a name, a path, or one array of all images"
-        )
-    if labels is not None and not is_array:
+    asked = _asked(source, {
+        "protocol": protocol, "validation_size": validation_size, "test_size": test_size,
+        "image_size": image_size, "channels": channels, "value_range": value_range,
+    })  # fmt: skip
+    if isinstance(source, np.ndarray | Tensor):
+        pool = in_memory(_array(source), None if labels is None else _array(labels), asked)
+    elif labels is None:
+        pool = find(asked)
+    else:
         raise UsageError("labels are of images that are given as an array: those of files are read with them")
-    for name, known in (("protocol", get_args(Protocol)), ("value_range", get_args(Range))):
-        if (word := given[name]) not in known:
-            raise UsageError(f"no {name} {word!r}{did_you_mean(str(word), known)}")
-    asked = source if isinstance(source, Data) else data_from(source=IN_MEMORY if is_array else str(source), **given)
-    if asked is source and data_from(**given) != Data():
-        raise UsageError("a Data holds its settings itself: change them there, and load that alone")
     protocol = asked.protocol
-    pool = in_memory(_array(source), None if labels is None else _array(labels), asked) if is_array else find(asked)
     on_disk = isinstance(pool.train.x, np.memmap)
     if on_disk and protocol != "grey":
         raise UsageError(f"--protocol {protocol} needs the images in memory, and those of {pool.name} are read from "
@@ -291,6 +285,26 @@ def load(
     return Dataset(
         pool.name, protocol, *splits, binary=binary, classes=pool.train.classes, factors=pool.factors, asked=asked
     )
+
+
+def _asked(source: object, settings: dict[str, Any]) -> Data:
+    """What ``load`` is asked for.
+
+    Raises:
+        UsageError: if that cannot be meant.
+    """
+    for name, known in (("protocol", get_args(Protocol)), ("value_range", get_args(Range))):
+        if (word := settings[name]) not in known:
+            raise UsageError(f"no {name} {word!r}{did_you_mean(str(word), known)}")
+    if isinstance(source, Data):
+        if data_from(**settings) != Data():
+            raise UsageError("a Data holds its settings itself: change them there, and load that alone")
+        return source
+    if isinstance(source, np.ndarray | Tensor):
+        return data_from(source=IN_MEMORY, **settings)
+    if isinstance(source, str | Path):
+        return data_from(source=str(source), **settings)
+    raise UsageError(f"{type(source).__name__} is no source of data: give a name, a path, or one array of all images")
 
 
 def _array(values: Any) -> NDArray[Any]:
