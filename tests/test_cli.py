@@ -502,14 +502,21 @@ def test_where_other_programs_compute_threads_do_not_spin(others, set_before, fo
     (1, ["--threads", "2"], None),
     (1, ["--threads=2"], None),
 ])  # fmt: skip
-def test_fewer_threads_are_named_where_other_programs_compute(others, words, hint, monkeypatch, caplog):
+def test_fewer_threads_are_named_where_other_programs_compute(others, words, hint, tmp_path, monkeypatch, caplog):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(training, "_fit", lambda *_: None)
+    monkeypatch.setattr("vaelab.train.fit", stopped)
     caplog.set_level("INFO", "vaelab")
-    training.run_training(["mlp", *words], others)
-    assert (hint in caplog.text) if hint else not caplog.text
-    with pytest.raises(UsageError):
-        training.run_training(["mlp", "--no-such-flag", *words], others)
+    command = ["mlp", "--data", "digits", "--out", str(tmp_path / "run"), *words]
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(command, others)
+    assert (hint in caplog.text) if hint else "may well be faster" not in caplog.text
+    (tmp_path / "run").write_text("taken")
+    for refused in (command, [*command, "--no-such-flag"]):
+        with pytest.raises(UsageError):
+            training.run_training(refused, others)
     assert caplog.text.count("may well be faster") == bool(hint), "a command that is refused has no advice"
 
 

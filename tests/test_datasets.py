@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -370,6 +371,10 @@ def test_a_data_set_that_was_put_together_is_recorded_as_such(tmp_path, capsys):
     ("digits", {"validation_size": "many"}, "validation_size = 'many': expected"),
     (np.linspace(-1, 4, 810).reshape(10, 9, 9), {}, r"--range \(value_range in Python\) unit"),
     (Data("digits"), {"protocol": "dynamic"}, "a Data holds its settings itself"),
+    (Data("digits", protocol="gray"), {}, "no protocol 'gray'; did you mean 'grey'"),
+    (Data("digits", value_range="bytes"), {}, "no value_range 'bytes'; did you mean 'byte'"),
+    (Data("digits", validation_size="a"), {}, "validation_size = 'a': expected"),
+    (np.zeros((9, 9, 9)), {"labels": [[1], [1, 2]]}, "labels: "),
 ])  # fmt: skip
 def test_wrong_data_in_python_are_one_line(source, settings, message):
     with pytest.raises((UsageError, FailureError), match=message):
@@ -384,3 +389,17 @@ def test_settings_of_data_are_brought_to_their_types(tmp_path):
     assert found.asked == Data(IN_MEMORY, validation_size=7.0, image_size=(9, 11))
     json.dumps(vars(found.asked))
     assert load(torch.rand(40, 9, 9).bfloat16()).train.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"y": np.arange(9)}, "the train split's labels are no tensor"),
+    ({"y": torch.rand(9)}, "the train split's labels are no tensor"),
+    ({"y": torch.zeros(9, 2, dtype=torch.int64)}, "the train split's labels are no tensor"),
+    ({"index": None}, "the train split's row numbers are no tensor"),
+    ({"index": list(range(9))}, "the train split's row numbers are no tensor"),
+])  # fmt: skip
+def test_labels_and_row_numbers_of_a_split_are_looked_at(change, message):
+    good = Split(torch.zeros(9, 1, 9, 9), torch.arange(9), torch.arange(9))
+    mine = Dataset("mine", "grey", replace(good, **change), good, good, binary=False, classes=None)
+    with pytest.raises(UsageError, match=message):
+        fit(recipe("mlp"), mine)

@@ -8,6 +8,7 @@ import pytest
 
 from vaelab import reproduce as work
 from vaelab.cli import main
+from vaelab.errors import UsageError
 from vaelab.recipes import RECIPES
 
 FLAGS = ["--data", "digits", "--epochs", "1", "--num-samples", "20", "--threads", "1"]
@@ -87,7 +88,15 @@ def test_wrong_usage_is_one_line(arguments, message, capsys, tmp_path, monkeypat
 
 def test_other_settings_in_the_same_folder_are_refused(reproduced, capsys):
     flags = ["--data", "digits", "--epochs", "2", "--threads", "1", "--seeds", "1"]
-    assert main(["reproduce", "burda-vae", *flags, "--out", str(reproduced)]) == 2
+    command = ["reproduce", "burda-vae", *flags, "--out", str(reproduced)]
+    assert main(command) == 2
+    assert "holds a table of other settings" in capsys.readouterr().err
+    table, aside = reproduced / "reproduce.json", reproduced / "aside.json"
+    table.rename(aside)
+    try:
+        assert main(command) == 2
+    finally:
+        aside.rename(table)
     error = capsys.readouterr().err
     assert "--epochs 2 differs from the 1" in error
     assert "ask for what it was begun with, or choose another folder with --out" in error
@@ -115,7 +124,10 @@ def test_only_rows_of_the_same_settings_stay(tmp_path):
     table.write_text(json.dumps({"settings": settings, "rows": [dataclasses.asdict(row)]}))
     assert work.rows_before(table, ["mlp"], settings) == [row]
     assert work.rows_before(table, ["rae"], settings) == []
-    assert work.rows_before(table, ["mlp"], {**settings, "epochs": 2}) == [], "another experiment"
+    other = {**settings, "epochs": 2}
+    with pytest.raises(UsageError, match="holds a table of other settings: choose another --out"):
+        work.rows_before(table, ["mlp"], other)
+    assert work.rows_before(table, ["rae"], other) == [], "nothing is lost"
 
 
 @pytest.mark.parametrize("content", [{}, {"rows": 3}, {"rows": [{"recipe": "x", "values": [1]}]}])

@@ -186,7 +186,7 @@ class RunFolder:
             return
         if source == MADE:
             raise UsageError(f"the run in {self.path} was trained on a data set made in Python: only vaelab.fit(..., "
-                             "resume=True) and vaelab.evaluate can be given it again")  # fmt: skip
+                             "resume=True) and vaelab.evaluate.evaluate can be given it again")  # fmt: skip
         remedy, where = "put them, or a link to them, there", f"no longer at {source}"
         if source == IN_MEMORY:
             remedy, where = "save them as .npy or .npz", "in no file"

@@ -11,7 +11,7 @@ from typing import Any, final
 from vaelab.checkpoint import read_json
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
-from vaelab.errors import FailureError
+from vaelab.errors import FailureError, UsageError
 from vaelab.folder import RunFolder
 from vaelab.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
@@ -96,9 +96,10 @@ def reproduce(
 
 
 def rows_before(file: Path, names: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
-    """The rows of other recipes that an earlier command has written, if it had the same ``data``, ``epochs`` and so on.
+    """The rows of other recipes that an earlier command has written.
 
     Raises:
+        UsageError: if that had other ``data``, ``epochs`` or ``num_samples``.
         FailureError: if the file is no such table.
     """
     if not file.exists():
@@ -108,7 +109,10 @@ def rows_before(file: Path, names: Sequence[str], settings: Mapping[str, Any]) -
         rows = [Row(**{**row, "values": tuple(row["values"])}) for row in content["rows"]]
     except (KeyError, TypeError) as error:
         raise FailureError(f"{file} was not written by this vaelab: remove it, or choose another --out") from error
-    return [row for row in rows if row.recipe not in names] if content.get("settings") == settings else []
+    others = [row for row in rows if row.recipe not in names]
+    if others and content.get("settings") != settings:
+        raise UsageError(f"{file} holds a table of other settings: choose another --out, or remove it")
+    return others
 
 
 def _train(run: Run, path: Path) -> None:

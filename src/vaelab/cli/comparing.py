@@ -187,7 +187,8 @@ def _grid(console: Console, title: str, runs: Sequence[str], rows: Sequence[tupl
             label = min(labels, max(8, room - block * each))  # on a very narrow one labels fold for a single run
     for first in range(0, len(runs), block):
         # Not as the table's own title, which would be folded to its width.
-        console.print(escape(title if first == 0 else f"{title} (continued)"), style="bold", soft_wrap=True)
+        heading = title if first == 0 else f"{title} (continued)"
+        console.print(heading, style="bold", soft_wrap=True, highlight=False, markup=False)
         shown = Printed(box=None, padding=(0, gap, 0, 0))
         shown.add_column("", width=label, overflow="fold")
         if units:

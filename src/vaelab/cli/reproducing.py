@@ -32,7 +32,7 @@ def reproduce(
     """Run recipes and put their numbers beside the published ones; writes reproduce.md and reproduce.json.
 
     Each seed is an ordinary run folder, in OUT. The command can be interrupted and given again: what is finished is not
-    done again, and other recipes of the same settings stay in the table.
+    done again, and other recipes stay in the table.
 
     Args:
         seeds: runs of each recipe (default: 3 where one costs less than 10 minutes, else 1, and then no s.d. is shown).
@@ -51,6 +51,8 @@ def reproduce(
     for name in names:
         recipe(name)  # raises for a name that is none, before hours are spent on the others
     at_least(1, seeds=seeds, epochs=epochs, num_samples=num_samples, threads=threads)
+    if data is not None and Path(data).expanduser().exists():  # the same files, from whichever folder they are named
+        data = str(Path(data).expanduser().resolve())
     given = {"data": data, "epochs": epochs, "num_samples": num_samples}
     table = out / "reproduce.json"
     work.rows_before(table, names, given)  # raises before hours are spent, if it cannot be added to

@@ -67,10 +67,7 @@ def run_training(arguments: list[str], others: int = 0) -> None:
         if base.recipe != name:
             raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
     run, out, resume = _parse(_choose_parts(base, rest), rest)
-    if others and run.training.threads is None:
-        few = max(1, (os.cpu_count() or 1) - others)
-        log.info("other programs compute on this machine: --threads %d may well be faster", few)
-    _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume)
+    _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume, others)
 
 
 def _folder_asked_for(run: Run, arguments: Sequence[str]) -> Path:
@@ -94,7 +91,7 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def _fit(run: Run, folder: Path, resume: bool) -> None:
+def _fit(run: Run, folder: Path, resume: bool, others: int) -> None:
     from vaelab import pictures
     from vaelab.data.datasets import load
     from vaelab.distributed import launched, leads
@@ -112,6 +109,9 @@ def _fit(run: Run, folder: Path, resume: bool) -> None:
         RunFolder.create(folder)  # refuses a folder that is taken before any data are loaded
     data = load(run.data)
     say = log.info
+    if others and run.training.threads is None:
+        few = max(1, (os.cpu_count() or 1) - others)
+        say("other programs compute on this machine: --threads %d may well be faster", few)
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
         len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip
     try:

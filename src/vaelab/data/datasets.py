@@ -149,6 +149,9 @@ class Dataset:
                                  "float32 (N, C, H, W), of one shape in all splits")  # fmt: skip
             if split.where is not None:  # on disk: they were looked at when they were found
                 continue
+            _require_whole_numbers(split.index, f"the {name} split's row numbers")
+            if split.y is not None:
+                _require_whole_numbers(split.y, f"the {name} split's labels")
             counts = {"images": len(x), "row numbers": len(split.index)}
             if split.y is not None:
                 counts["labels"] = len(split.y)
@@ -287,6 +290,11 @@ def load(
     )
 
 
+def _require_whole_numbers(values: object, name: str) -> None:
+    if not isinstance(values, Tensor) or values.ndim != 1 or values.is_floating_point():
+        raise UsageError(f"{name} are no tensor (N,) of whole numbers")
+
+
 def _asked(source: object, settings: dict[str, Any]) -> Data:
     """What ``load`` is asked for.
 
@@ -299,7 +307,7 @@ def _asked(source: object, settings: dict[str, Any]) -> Data:
     if isinstance(source, Data):
         if data_from(**settings) != Data():
             raise UsageError("a Data holds its settings itself: change them there, and load that alone")
-        return source
+        return _asked(source.source, {name: value for name, value in vars(source).items() if name != "source"})
     if isinstance(source, np.ndarray | Tensor):
         return data_from(source=IN_MEMORY, **settings)
     if isinstance(source, str | Path):
@@ -310,7 +318,10 @@ def _asked(source: object, settings: dict[str, Any]) -> Data:
 def _array(values: Any) -> NDArray[Any]:
     if isinstance(values, Tensor):  # NumPy has no bfloat16
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UsageError(f"labels: {error}") from error
 
 
 def unit(x: Tensor) -> Tensor:
