@@ -149,12 +149,10 @@ class Dataset:
                                  "float32 (N, C, H, W), of one shape in all splits")  # fmt: skip
             if split.where is not None:  # on disk: they were looked at when they were found
                 continue
-            _require_whole_numbers(split.index, f"the {name} split's row numbers")
-            if split.y is not None:
-                _require_whole_numbers(split.y, f"the {name} split's labels")
-            counts = {"images": len(x), "row numbers": len(split.index)}
-            if split.y is not None:
-                counts["labels"] = len(split.y)
+            counts = {"images": len(x)}
+            for what, numbers in (("row numbers", split.index), ("labels", split.y)):
+                if what == "row numbers" or numbers is not None:
+                    counts[what] = _count_of_whole_numbers(numbers, f"the {name} split's {what}")
             if len(set(counts.values())) > 1 or (len(x) == 0 and name != "test"):
                 shown = ", ".join(f"{count} {what}" for what, count in counts.items())
                 raise UsageError(f"the {name} split holds {shown}: give as many of each, and one at least")
@@ -290,9 +288,10 @@ def load(
     )
 
 
-def _require_whole_numbers(values: object, name: str) -> None:
+def _count_of_whole_numbers(values: object, name: str) -> int:
     if not isinstance(values, Tensor) or values.ndim != 1 or values.is_floating_point():
         raise UsageError(f"{name} are no tensor (N,) of whole numbers")
+    return len(values)
 
 
 def _asked(source: object, settings: dict[str, Any]) -> Data:
