@@ -25,14 +25,14 @@ import torch
 import tyro
 
 import vaelab as v
-from vaelab.checkpoint import read_json, write_json
 from vaelab.config import Run
 from vaelab.data.datasets import Dataset, unit
 from vaelab.diagnose import USED, Symptoms, diagnose, examine
 from vaelab.errors import FailureError, InterruptedRun
-from vaelab.folder import RunFolder
 from vaelab.models import VAE, Batch
 from vaelab.objectives import ELBO
+from vaelab.runs.checkpoint import read_json, write_json
+from vaelab.runs.folder import RunFolder
 from vaelab.runtime import StepNoise, cpu_name, generator
 
 HERE = Path(__file__).parent
@@ -182,7 +182,7 @@ def provoke(case: Case, data: Dataset, seed: int) -> Symptoms:
         path = Path(folder) / "run"
         try:
             # Training refuses a density on binary pixels; runs of earlier versions have it, and the doctor names it.
-            with patch("vaelab.trainer.require_fit"):
+            with patch("vaelab.training.trainer.require_fit"):
                 model: VAE | None = v.fit(run, data, out=path)
         except InterruptedRun:
             raise

@@ -28,14 +28,14 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 from tyro.conf import Positional
 
-from vaelab.checkpoint import write_json
 from vaelab.cli.exploring import _listen
 from vaelab.config import override
+from vaelab.drawing.scene import scene_of
 from vaelab.explorer.server import application
 from vaelab.explorer.world import World
 from vaelab.recipes import recipe
+from vaelab.runs.checkpoint import write_json
 from vaelab.runtime import cpu_name
-from vaelab.scene import scene_of
 from vaelab.train import fit
 
 HERE = Path(__file__).parent

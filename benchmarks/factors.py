@@ -19,12 +19,12 @@ import torch
 import tyro
 
 import vaelab as v
-from vaelab.checkpoint import read_json, write_json
 from vaelab.config import Run
 from vaelab.data import Dataset
 from vaelab.evaluate import Estimate, factors
-from vaelab.folder import source_commit
 from vaelab.models import VAE
+from vaelab.runs.checkpoint import read_json, write_json
+from vaelab.runs.folder import source_commit
 from vaelab.runtime import cpu_name
 
 HERE = Path(__file__).parent

@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
 from environments import random_images
-from vaelab.checkpoint import write_json
 from vaelab.config import Run
 from vaelab.errors import FailureError
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
+from vaelab.runs.checkpoint import write_json
 from vaelab.runtime import Noise, Sampler, StepNoise, machine
-from vaelab.trainer import Trainer, build_model
+from vaelab.training.trainer import Trainer, build_model
 
 MODES = (("fp32", "off"), ("fp32", "on"), ("bf16", "off"), ("bf16", "on"))
 

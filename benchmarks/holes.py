@@ -21,10 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from vaelab import figures, media
-from vaelab.checkpoint import write_bytes
+from vaelab import figures
+from vaelab.drawing import media
+from vaelab.drawing.scene import Scene, scene_of
 from vaelab.figures.style import COLOURS, STYLE, halo
-from vaelab.scene import Scene, scene_of
+from vaelab.runs.checkpoint import write_bytes
 
 SIDE = 18  # pictures to a row of the grid
 INNER = (2, 98)  # percentiles of the codes that the panels span

@@ -31,11 +31,11 @@ import tyro
 
 import vaelab as v
 from environments import HERE, PYTHAE, RESULT, python_of, result_of
-from vaelab.checkpoint import write_json
-from vaelab.compiling import can_compile
 from vaelab.evaluate import annealed, importance
 from vaelab.evaluate.pieces import join
+from vaelab.runs.checkpoint import write_json
 from vaelab.runtime import cpu_name, has_fast_bf16
+from vaelab.training.compiling import can_compile
 
 SAMPLES = 5000
 FIRST = 4  # images that each side scores before the clock starts

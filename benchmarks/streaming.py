@@ -18,10 +18,10 @@ import torch
 import tyro
 
 import vaelab as v
-from vaelab.checkpoint import write_json
 from vaelab.data import streaming
+from vaelab.runs.checkpoint import write_json
 from vaelab.runtime import cpu_name
-from vaelab.trainer import Trainer
+from vaelab.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 

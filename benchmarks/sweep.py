@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import vaelab as v
-from vaelab.checkpoint import write_json
+from vaelab.runs.checkpoint import write_json
 from vaelab.runtime import cpu_name
 
 RESULTS = Path(__file__).parent / "results"

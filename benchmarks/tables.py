@@ -22,16 +22,16 @@ from typing import Any
 
 from parts import SLOTS, parts_table
 from training import SIDES, seconds
-from vaelab.checkpoint import write_json
 from vaelab.config import Run
 from vaelab.data import load
 from vaelab.diagnose import diagnose, examine
 from vaelab.errors import FailureError
-from vaelab.folder import RunFolder
-from vaelab.loading import load_model
 from vaelab.recipes import RECIPES
 from vaelab.recipes.systems import RECIPES as SYSTEMS
 from vaelab.report import command_of
+from vaelab.runs.checkpoint import write_json
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import load_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

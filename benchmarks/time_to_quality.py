@@ -49,8 +49,8 @@ def main() -> None:
     import tyro
 
     from environments import result_of
-    from vaelab.checkpoint import write_json
     from vaelab.recipes import RECIPES
+    from vaelab.runs.checkpoint import write_json
     from vaelab.runtime import cpu_name
 
     options = tyro.cli(Options)

@@ -30,14 +30,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaelab as v
 from environments import HERE, JAX, PYTHAE, RESULT, python_of, random_images, result_of
-from vaelab.checkpoint import write_json
-from vaelab.distributed import leads, team
 from vaelab.errors import FailureError
-from vaelab.folder import source_commit
 from vaelab.objectives import elbo_terms
-from vaelab.products import faster_products
+from vaelab.processes.distributed import leads, team
+from vaelab.runs.checkpoint import write_json
+from vaelab.runs.folder import source_commit
 from vaelab.runtime import cpu_name, denormals_flushed
-from vaelab.trainer import Trainer
+from vaelab.training.products import faster_products
+from vaelab.training.trainer import Trainer
 
 WARM_UP = 5  # steps of the convolutional network; the first compiles
 MLP = {"encoder_hidden_dims": (400,), "decoder_hidden_dims": (400,), "latent_dim": 20, "lr": 1e-3, "batch_size": 128}

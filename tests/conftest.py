@@ -18,11 +18,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from vaelab import extractors, stepping
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
 from vaelab.evaluate.features import train_extractor
-from vaelab.sharing import SharedMemory, Table
+from vaelab.measuring import extractors
+from vaelab.processes.sharing import SharedMemory, Table
+from vaelab.training import stepping
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 
-from vaelab import checkpoint, trainer
 from vaelab.cli import main
+from vaelab.runs import checkpoint
+from vaelab.training import trainer
 
 
 def die():

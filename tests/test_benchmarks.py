@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaelab.compiling import can_compile
 from vaelab.recipes import recipe
-from vaelab.trainer import build_model
+from vaelab.training.compiling import can_compile
+from vaelab.training.trainer import build_model
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,10 +13,10 @@ from PIL import Image
 from serving import served, static_host
 from vaelab import figures
 from vaelab.cli import main
+from vaelab.drawing.scene import scene_of
 from vaelab.errors import FailureError
 from vaelab.explorer import static
 from vaelab.explorer.world import World
-from vaelab.scene import scene_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaelab import checkpoint, cli
+from vaelab import cli
 from vaelab.cli import COMMANDS, main, training
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES
+from vaelab.runs import checkpoint
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "1"]
 

@@ -16,14 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelab import comparison, figures
+from vaelab import figures
 from vaelab.cli import main
 from vaelab.config import Run, override
 from vaelab.data import load
-from vaelab.folder import RunFolder
-from vaelab.measure import Plan, measure
+from vaelab.measuring.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
+from vaelab.runs.folder import RunFolder
+from vaelab.studies import comparison
 from vaelab.train import fit
 
 GREY = "digits test, grey pixels, 1 posterior sample, cross-entropy: not a likelihood"

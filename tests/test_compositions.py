@@ -6,8 +6,8 @@ import pytest
 
 from vaelab import report
 from vaelab.cli import main
+from vaelab.drawing.scene import scene_of
 from vaelab.evaluate import latents
-from vaelab.scene import scene_of
 
 SMALL = ["--data", "digits", "--epochs", "2", "--warmup-epochs", "0", "--encoder-hidden-dims", "24",
          "--decoder-hidden-dims", "24", "--batch-size", "128"]  # fmt: skip

@@ -18,7 +18,7 @@ from vaelab.cli import main
 from vaelab.config import override
 from vaelab.diagnose import Symptoms, diagnose
 from vaelab.recipes import recipe
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 
 def epochs(losses, beta=1.0):

@@ -13,7 +13,6 @@ from torch.func import jacrev
 import vaelab as v
 from vaelab import specs
 from vaelab.config import override
-from vaelab.distributed import Team
 from vaelab.divergences import analytic_kl, log_mean_exp
 from vaelab.errors import UsageError
 from vaelab.evaluate.codebook import Usage, codebook_usage
@@ -23,10 +22,11 @@ from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
 from vaelab.models import VAE, Batch
 from vaelab.objectives import IWAE, RAE, elbo_terms
 from vaelab.posteriors.codes import nearest
+from vaelab.processes.distributed import Team
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise, StepNoise, denormals_flushed
-from vaelab.stepping import CompiledStep
-from vaelab.trainer import Trainer
+from vaelab.training.stepping import CompiledStep
+from vaelab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SMALL = (1, 8, 8)

@@ -17,14 +17,14 @@ import torch
 
 from vaelab import recipes
 from vaelab.cli import main
-from vaelab.compiling import can_compile
 from vaelab.config import override
-from vaelab.distributed import LostProcessError, Team, launched, leads, team
 from vaelab.errors import FailureError, UsageError
-from vaelab.loading import load_model
-from vaelab.sharing import SharedMemory, Table
+from vaelab.processes.distributed import LostProcessError, Team, launched, leads, team
+from vaelab.processes.sharing import SharedMemory, Table
+from vaelab.runs.loading import load_model
 from vaelab.train import fit
-from vaelab.trainer import Trainer
+from vaelab.training.compiling import can_compile
+from vaelab.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -344,7 +344,7 @@ def test_all_must_agree(monkeypatch, able):
 
 EACH_KEEPS_ITS_MODEL = """
 import runpy, sys, torch
-from vaelab.trainer import Trainer
+from vaelab.training.trainer import Trainer
 
 def end_epoch(trainer, plain=Trainer.end_epoch):
     record = plain(trainer)

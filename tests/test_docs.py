@@ -18,7 +18,7 @@ from PIL import Image
 
 from vaelab import __version__
 from vaelab.cli import COMMANDS, main, training
-from vaelab.extractors import extractors_for
+from vaelab.measuring.extractors import extractors_for
 from vaelab.progress import Bar
 
 ROOT = Path(__file__).parent.parent

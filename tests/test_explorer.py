@@ -19,10 +19,10 @@ import vaelab
 from serving import served
 from vaelab import figures
 from vaelab.cli import main
+from vaelab.drawing.scene import scene_of
 from vaelab.errors import FailureError, UsageError
 from vaelab.explorer import server, static
 from vaelab.explorer.world import DRAWS, World
-from vaelab.scene import scene_of
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +225,9 @@ def test_a_body_that_is_sent_in_pieces_is_limited_too(client):
 
 def test_a_large_image_fits_into_a_request(tmp_path):
     from vaelab.config import override
+    from vaelab.drawing.scene import Scene
     from vaelab.recipes import recipe
-    from vaelab.scene import Scene
-    from vaelab.trainer import build_model
+    from vaelab.training.trainer import build_model
 
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (40, 200, 200, 3), np.uint8))
     data = vaelab.load(str(tmp_path / "a.npy"))

@@ -17,7 +17,7 @@ from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
 from vaelab.recipes import recipe
 from vaelab.runtime import StepNoise
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 # Each covers other layers: dense; strided and transposed convolutions, batch norm, dropout; colour, a Gaussian.
 MODELS = {

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelab import figures, media, pictures
+from vaelab import figures
 from vaelab.config import override
+from vaelab.drawing import media, pictures
 from vaelab.errors import UsageError
 from vaelab.figures import decoding
 from vaelab.recipes import recipe

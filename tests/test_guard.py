@@ -14,7 +14,7 @@ from vaelab.errors import UsageError
 from vaelab.evaluate import evaluate
 from vaelab.evaluate.importance import nll
 from vaelab.recipes import recipe
-from vaelab.trainer import Trainer, build_model
+from vaelab.training.trainer import Trainer, build_model
 
 CPU, GREY = torch.device("cpu"), (1, 28, 28)
 ALL = [

@@ -14,7 +14,6 @@ import torch
 from oracle import bend, dataset, exact_log_px, linear_vae, sample_images
 from vaelab import evaluate as measure
 from vaelab import specs
-from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.data.datasets import EVALUATION_SEED
 from vaelab.divergences import log_mean_exp
@@ -27,6 +26,7 @@ from vaelab.models import VAE, Draw
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise, SampleNoise
 from vaelab.train import fit
+from vaelab.training.compiling import can_compile
 
 N, S = 400, 100
 ENCODERS = {"exact": (0.0, 0.0), "wide": (0.4, 0.0), "narrow": (-0.15, 0.0), "shifted": (0.1, 0.1)}

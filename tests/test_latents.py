@@ -27,7 +27,7 @@ from vaelab.priors import UnitNormal
 from vaelab.recipes import recipe
 from vaelab.runtime import RowNoise
 from vaelab.train import fit
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 
 class Plain(Independent):

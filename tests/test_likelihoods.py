@@ -19,8 +19,8 @@ from vaelab.likelihoods import CategoricalImage, ContinuousBernoulliImage, Logis
 from vaelab.likelihoods.levels import MIN_LOG_SCALE
 from vaelab.recipes import recipe
 from vaelab.runtime import StepNoise
-from vaelab.stepping import CompiledStep
-from vaelab.trainer import Trainer, build_model
+from vaelab.training.stepping import CompiledStep
+from vaelab.training.trainer import Trainer, build_model
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vaelab import extractors, measure
-from vaelab.checkpoint import load_tensors
 from vaelab.cli import main
 from vaelab.data import Dataset, load, streaming
 from vaelab.evaluate import Annealing, annealed, features, importance
-from vaelab.folder import RunFolder
+from vaelab.measuring import extractors, measure
 from vaelab.progress import Bar
+from vaelab.runs.checkpoint import load_tensors
+from vaelab.runs.folder import RunFolder
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "2", "--beta", "0.5", "--threads", "1"]
 QUICK = ["--num-samples", "20"]

@@ -11,7 +11,6 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from oracle import bend, dataset, linear_vae, sample_images
 from vaelab import objectives, specs
-from vaelab.compiling import can_compile
 from vaelab.config import Augment, override
 from vaelab.data.augment import augment
 from vaelab.data.datasets import binarize_batch
@@ -26,16 +25,17 @@ from vaelab.divergences import (
     squared_distances,
 )
 from vaelab.errors import UsageError
-from vaelab.folder import RunFolder
 from vaelab.models import VAE, Batch, Draw
 from vaelab.objectives.objective import means_of, sum_parts
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import UnitNormal
 from vaelab.recipes import recipe
+from vaelab.runs.folder import RunFolder
 from vaelab.runtime import Noise, RowNoise, StepNoise
-from vaelab.stepping import CompiledStep, _with_images
 from vaelab.train import fit
-from vaelab.trainer import Trainer, build_model
+from vaelab.training.compiling import can_compile
+from vaelab.training.stepping import CompiledStep, _with_images
+from vaelab.training.trainer import Trainer, build_model
 
 CPU = torch.device("cpu")
 NOISE = StepNoise(0, 0)

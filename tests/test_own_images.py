@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import pictures
 from vaelab.cli import main
+from vaelab.drawing import pictures
+from vaelab.drawing.scene import scene_of, typical_of_each, typical_rows
 from vaelab.errors import FailureError
 from vaelab.figures.projections import project
 from vaelab.labels import images, readable, rows_of
-from vaelab.scene import scene_of, typical_of_each, typical_rows
 
 CAFE = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives hold
 

@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 
 from oracle import SHAPE, LinearGaussian, exact_log_px, linear_vae, sample_images
 from vaelab import specs
-from vaelab.compiling import can_compile
 from vaelab.config import override
 from vaelab.distribution import NoDensityError
 from vaelab.divergences import analytic_kl, log_mean_exp
@@ -28,8 +27,9 @@ from vaelab.priors.flow import FlowDistribution
 from vaelab.priors.sphere import UniformOnSphere
 from vaelab.recipes import recipe
 from vaelab.runtime import Noise, RowNoise, StepNoise
-from vaelab.stepping import CompiledStep
-from vaelab.trainer import Trainer
+from vaelab.training.compiling import can_compile
+from vaelab.training.stepping import CompiledStep
+from vaelab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 F64 = torch.float64

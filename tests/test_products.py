@@ -9,14 +9,14 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaelab as v
-from vaelab import products
-from vaelab.compiling import can_compile
 from vaelab.config import override
-from vaelab.products import by_onednn, by_tiles, has_tiles, tiles
-from vaelab.products.convolutions import CONVOLUTIONS
 from vaelab.recipes import recipe
 from vaelab.runtime import cpu_flags, threads
-from vaelab.trainer import Trainer
+from vaelab.training import products
+from vaelab.training.compiling import can_compile
+from vaelab.training.products import by_onednn, by_tiles, has_tiles, tiles
+from vaelab.training.products.convolutions import CONVOLUTIONS
+from vaelab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TINY = {"encoder_hidden_dims": (128,), "decoder_hidden_dims": (128,), "latent_dim": 4, "batch_size": 96}

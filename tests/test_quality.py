@@ -19,7 +19,7 @@ from vaelab.evaluate import quality
 from vaelab.evaluate.features import EXTRACTOR_SEEDS, Extractor, features, train_extractor, weights_hash
 from vaelab.evaluate.quality import frechet, precision_recall, reconstruction, sample_quality, why_no_comparison
 from vaelab.recipes import recipe
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 EPOCHS = 12  # on digits: 132 steps
 

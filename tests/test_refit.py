@@ -20,15 +20,15 @@ from vaelab.cli import main
 from vaelab.config import Run, override
 from vaelab.distribution import NoDensityError
 from vaelab.errors import UsageError
-from vaelab.folder import RunFolder
-from vaelab.loading import load_model
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import MixturePrior, TwoStage
 from vaelab.recipes import recipe
 from vaelab.refit import Fitting, _fit, _score, _train, draw_codes, refit
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import load_model
 from vaelab.runtime import RowNoise, StepNoise
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 SMALL = {"mixture": specs.Mixture(3, "full"), "flow": specs.FlowPrior(num_transforms=2, hidden_dims=(16,)),
          "two-stage": specs.TwoStage((64, 64))}  # fmt: skip

@@ -18,9 +18,9 @@ from vaelab import report
 from vaelab.cli import main
 from vaelab.cli.training import _choose_parts, _parse
 from vaelab.config import override
-from vaelab.folder import RunFolder
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES, recipe
+from vaelab.runs.folder import RunFolder
 from vaelab.train import fit
 
 LIMIT = 5 * 2**20  # bytes of a report
@@ -248,7 +248,7 @@ def test_photographs_do_not_make_it_heavy(tmp_path, monkeypatch):
     assert main(["train", "conv-2d", *arguments, "--out", str(out)]) == 0
     monkeypatch.setattr(report, "examine", lambda *_: None)  # what takes minutes and makes no picture
     monkeypatch.setattr(report, "diagnose", lambda _: [])
-    monkeypatch.setattr("vaelab.scene.WEIGHED", (2, 10))
+    monkeypatch.setattr("vaelab.drawing.scene.WEIGHED", (2, 10))
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").stat().st_size < LIMIT
 

@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
-from vaelab import reproduce as work
 from vaelab.cli import main
 from vaelab.errors import UsageError
 from vaelab.recipes import RECIPES
+from vaelab.studies import reproduce as work
 
 FLAGS = ["--data", "digits", "--epochs", "1", "--num-samples", "20", "--threads", "1"]
 

@@ -29,7 +29,7 @@ from vaelab.runtime import (
     seeded,
 )
 from vaelab.train import fit
-from vaelab.trainer import Trainer
+from vaelab.training.trainer import Trainer
 
 
 def test_noise_depends_on_seed_stream_and_step_alone():

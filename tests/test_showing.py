@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 
 import vaelab
-from vaelab import figures, media, pictures, report
+from vaelab import figures, report
 from vaelab.cli import main, showing
 from vaelab.data import load
+from vaelab.drawing import media, pictures
+from vaelab.drawing.scene import closest, first_of_each_class, scene_of, sums, weighed
 from vaelab.errors import UsageError
 from vaelab.evaluate.neighbours import nearest_images
 from vaelab.objectives import elbo_terms
 from vaelab.runtime import RowNoise
-from vaelab.scene import closest, first_of_each_class, scene_of, sums, weighed
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_maps_and_bars_are_of_validation_images(scene):
 
 
 def test_importance_weights_are_of_validation_images_made_binary(scene, monkeypatch):
-    monkeypatch.setattr("vaelab.scene.WEIGHED", (12, 10))
+    monkeypatch.setattr("vaelab.drawing.scene.WEIGHED", (12, 10))
     bounds, ess, words = weighed(scene)
     assert words == "dynamic binarization (fixed draw)"
     assert len(ess) == 12
@@ -453,7 +454,7 @@ def test_commands_move_from_the_validation_images_that_are_named(run, scene, tmp
 
 
 def test_images_beyond_the_map_can_be_moved_from(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("vaelab.scene.MAPPED", 50)
+    monkeypatch.setattr("vaelab.drawing.scene.MAPPED", 50)
     assert main(["traverse", str(run), "--image", "179", "--rows", "2", "--out", str(tmp_path / "t.png")]) == 0
 
 

@@ -22,23 +22,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vaelab as v
-from vaelab import compiling, specs, stepping
-from vaelab.activations import TANH
-from vaelab.batchnorm import BATCH_NORM
+from vaelab import specs
 from vaelab.cli import main
-from vaelab.compiling import can_compile, compile_graph
 from vaelab.config import override
-from vaelab.distributed import Team
 from vaelab.errors import UsageError
-from vaelab.folder import RunFolder
 from vaelab.models import Batch
 from vaelab.objectives import ELBO, IWAE, PIWAE
+from vaelab.processes.distributed import Team
 from vaelab.recipes import recipe
+from vaelab.runs.folder import RunFolder
 from vaelab.runtime import RowNoise
-from vaelab.stepping import COMMON, AdamUpdate, CannotCompileError, CompiledStep, PlainStep
 from vaelab.train import fit
-from vaelab.trainer import Trainer, build_model
-from vaelab.updates import MovingAverage
+from vaelab.training import compiling, stepping
+from vaelab.training.activations import TANH
+from vaelab.training.batchnorm import BATCH_NORM
+from vaelab.training.compiling import can_compile, compile_graph
+from vaelab.training.stepping import COMMON, AdamUpdate, CannotCompileError, CompiledStep, PlainStep
+from vaelab.training.trainer import Trainer, build_model
+from vaelab.training.updates import MovingAverage
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler or no headers of Python here")

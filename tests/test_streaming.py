@@ -17,8 +17,8 @@ from vaelab.cli import main
 from vaelab.config import override
 from vaelab.data import load, readers, streaming
 from vaelab.errors import FailureError, UsageError
-from vaelab.folder import RunFolder
 from vaelab.recipes import recipe
+from vaelab.runs.folder import RunFolder
 from vaelab.train import fit
 
 DRAW = np.random.default_rng(0)
@@ -244,7 +244,7 @@ MEMORY = """
 import re, sys
 import torch
 import vaelab as v
-from vaelab.trainer import Trainer
+from vaelab.training.trainer import Trainer
 
 def held():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -18,18 +18,18 @@ import torch
 
 import vaelab as v
 from vaelab import objectives, specs
-from vaelab.checkpoint import load_tensors, save_tensors
 from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
-from vaelab.folder import RunFolder
-from vaelab.loading import load_model
 from vaelab.models import VAE, Batch
 from vaelab.objectives import elbo_terms
 from vaelab.recipes import RECIPES, recipe
+from vaelab.runs.checkpoint import load_tensors, save_tensors
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import load_model
 from vaelab.runtime import StepNoise, has_fast_bf16
 from vaelab.train import InterruptedRun, fit, interruptions
-from vaelab.trainer import Trainer
+from vaelab.training.trainer import Trainer
 
 SMALL_CONV = {"encoder_conv_channels": (4, 8), "decoder_conv_channels": (8, 4)}
 RUNS = {
@@ -518,7 +518,7 @@ class TestMonitoring:
     def test_the_plateau_works_below_zero_too(self):
         """A Gaussian likelihood gives negative losses; torch's relative threshold would call a worse one better."""
         from vaelab import specs
-        from vaelab.trainer import _plateau
+        from vaelab.training.trainer import _plateau
 
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         plateau = _plateau(specs.Plateau(1.0, lr_patience=1), optimizer)
@@ -837,7 +837,7 @@ def test_bf16_is_close_to_fp32(digits):
     ("precision", "fast", "hinted"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
 )
 def test_bf16_that_is_slow_here_is_said_to_be(precision, fast, hinted, digits, monkeypatch, caplog):
-    monkeypatch.setattr("vaelab.trainer.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("vaelab.training.trainer.has_fast_bf16", lambda device: fast)
     with caplog.at_level(logging.INFO):
         Trainer(override(RUNS["mlp"], precision=precision), digits, torch.device("cpu"))
     (line,) = [line for line in caplog.messages if line.startswith("computing in")]

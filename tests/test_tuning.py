@@ -20,14 +20,14 @@ from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import UsageError
 from vaelab.figures import tuning as picture
-from vaelab.folder import RunFolder
-from vaelab.grid import Grid, Point, _is_trained, _slack, cross
-from vaelab.kept import Kept, importance_key
+from vaelab.measuring.kept import Kept, importance_key
 from vaelab.recipes import recipe
-from vaelab.recommend import Setting, gap, recommend, seed_spread
+from vaelab.runs.folder import RunFolder
 from vaelab.runtime import has_fast_bf16
+from vaelab.studies.grid import Grid, Point, _is_trained, _slack, cross
+from vaelab.studies.recommend import Setting, gap, recommend, seed_spread
+from vaelab.studies.tuning import plan
 from vaelab.train import fit
-from vaelab.tuning import plan
 
 N = 400
 DIFFICULTY = np.random.default_rng(0).normal(0, 20, N)  # some images are hard for every model

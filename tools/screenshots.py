@@ -19,9 +19,10 @@ from playwright.sync_api import Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from serving import served
 from test_browser import BROWSERS, stroke_only
-from vaelab import figures, media
+from vaelab import figures
+from vaelab.drawing import media
+from vaelab.drawing.scene import scene_of
 from vaelab.explorer.world import World
-from vaelab.scene import scene_of
 
 FRAMES = 40
 SHRINK = 0.6

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from vaelab.data import load as load
     from vaelab.errors import FailureError as FailureError
     from vaelab.errors import UsageError as UsageError
-    from vaelab.loading import load_model as load_model
     from vaelab.models import VAE as VAE
     from vaelab.objectives import ELBO as ELBO
+    from vaelab.runs.loading import load_model as load_model
     from vaelab.train import fit as fit
 
 _NAMES = {  # the module of each; all others are modules themselves
@@ -36,7 +36,7 @@ _NAMES = {  # the module of each; all others are modules themselves
     "VAE": "models",
     "ELBO": "objectives",
     "fit": "train",
-    "load_model": "loading",
+    "load_model": "runs.loading",
 }
 
 __all__ = [  # noqa: RUF022

@@ -105,7 +105,7 @@ class Picture:
     """A file that a run draws into its folder.
 
     Args:
-        draw: the kind of picture (the names in ``vaelab.pictures``).
+        draw: the kind of picture (the names in ``vaelab.drawing.pictures``).
         file: its name; ``{epoch}`` stands for the epoch.
         every: draw it each so many epochs, and after the last; None: after the last only.
     """

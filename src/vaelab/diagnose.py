@@ -25,7 +25,7 @@ from vaelab.evaluate.estimate import evaluating
 from vaelab.evaluate.pieces import join
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms, terms_as_defined
-from vaelab.trainer import likelihood_of
+from vaelab.training.trainer import likelihood_of
 
 IMAGES = 2000  # of the validation and the training split, at most
 ANNEALED_IMAGES = 100

@@ -312,7 +312,7 @@ def check_safetensors(model: VAE, content: bytes, x: Tensor) -> None:
     Raises:
         FailureError: if a single bit differs.
     """
-    from vaelab.loading import model_of_safetensors
+    from vaelab.runs.loading import model_of_safetensors
 
     again = model_of_safetensors(content)
     with torch.no_grad():

@@ -23,16 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vaelab.checkpoint import write_bytes, write_json
 from vaelab.config import Run, override, to_json
 from vaelab.data.datasets import BATCH, EVALUATION_SEED, Dataset
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate, protocol_of
 from vaelab.evaluate.estimate import evaluating
-from vaelab.folder import FORMAT, RunFolder
 from vaelab.models import VAE
 from vaelab.posteriors import Posterior
 from vaelab.priors import FlowPrior, MixturePrior, Prior, TwoStage
+from vaelab.runs.checkpoint import write_bytes, write_json
+from vaelab.runs.folder import FORMAT, RunFolder
 from vaelab.runtime import Noise, RowNoise, StepNoise, derived_seed, epoch_order, generator, seeded
 from vaelab.specs import Spec
 

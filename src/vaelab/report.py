@@ -19,19 +19,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vaelab import __version__, figures, media, pictures
-from vaelab.checkpoint import read_json
+from vaelab import __version__, figures
 from vaelab.config import SLOTS, Run, flat, override
 from vaelab.diagnose import Finding, diagnose, examine
+from vaelab.drawing import media, pictures
+from vaelab.drawing.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
 from vaelab.errors import UsageError
-from vaelab.folder import RunFolder
-from vaelab.kept import FORMAT
 from vaelab.labels import Row, cost, duration, notes, pixels, rows_of, setting, title
-from vaelab.loading import data_of
-from vaelab.measure import Plan, measure
+from vaelab.measuring.kept import FORMAT
+from vaelab.measuring.measure import Plan, measure
 from vaelab.progress import Bar
 from vaelab.recipes import RECIPES, flags_of, recipe
-from vaelab.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
+from vaelab.runs.checkpoint import read_json
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import data_of
 
 HEADLINES = {
     "negative_elbo": "−ELBO",

@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-from vaelab.compiling import can_compile
 from vaelab.config import Data, Run, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import MADE, NAMED, NOWHERE
-from vaelab.distributed import LostProcessError, leads, team
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
-from vaelab.folder import MACHINE_SETTINGS, RunFolder
-from vaelab.loading import require_same_data
 from vaelab.models import VAE
+from vaelab.processes.distributed import LostProcessError, leads, team
 from vaelab.progress import Display
+from vaelab.runs.folder import MACHINE_SETTINGS, RunFolder
+from vaelab.runs.loading import require_same_data
 from vaelab.runtime import denormals_flushed, resolve_device, threads
-from vaelab.trainer import Trainer
+from vaelab.training.compiling import can_compile
+from vaelab.training.trainer import Trainer
 
 log = logging.getLogger("vaelab")
 

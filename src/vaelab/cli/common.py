@@ -132,8 +132,8 @@ def at_least(least: int, *, most: float = math.inf, **numbers: int | None) -> No
 
 def opened(run: Path) -> tuple[Run, VAE, Dataset]:
     """A run's configuration, model and data, the data checked to be those that it was trained on."""
-    from vaelab.folder import RunFolder
-    from vaelab.loading import data_of, load_model
+    from vaelab.runs.folder import RunFolder
+    from vaelab.runs.loading import data_of, load_model
 
     folder = RunFolder.open(run)
     return folder.run, load_model(run), data_of(folder)
@@ -141,7 +141,7 @@ def opened(run: Path) -> tuple[Run, VAE, Dataset]:
 
 def target_file(run: Path, out: Path | None, name: str) -> Path:
     """The file to write: the one that is asked for, if it does not exist, or one in the run folder."""
-    from vaelab.folder import RunFolder
+    from vaelab.runs.folder import RunFolder
 
     RunFolder.open(run)
     if out is not None and out.exists():
@@ -151,7 +151,7 @@ def target_file(run: Path, out: Path | None, name: str) -> Path:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file and say where it is."""
-    from vaelab.checkpoint import write_bytes
+    from vaelab.runs.checkpoint import write_bytes
 
     write_bytes(path, content)
     print(path)

@@ -20,7 +20,7 @@ from vaelab.errors import UsageError
 from vaelab.labels import duration, images, label, pixels, setting
 
 if TYPE_CHECKING:
-    from vaelab.comparison import Comparison, Measured, Row, Table
+    from vaelab.studies.comparison import Comparison, Measured, Row, Table
 
 Runs = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN RUN ...", help="run folders, evaluated")]
 
@@ -41,8 +41,10 @@ def compare(runs: Runs, /, out: Path | None = None, json: bool = False) -> None:
         out: the PNG, SVG or PDF to write; default: compare-NAME-NAME.png in the current folder.
         json: print JSON instead of tables; a picture is drawn then only with --out.
     """
-    from vaelab import comparison, figures, media
-    from vaelab.checkpoint import write_bytes
+    from vaelab import figures
+    from vaelab.drawing import media
+    from vaelab.runs.checkpoint import write_bytes
+    from vaelab.studies import comparison
 
     measured = comparison.gather(runs)
     target = None if json and out is None else _target(out, [run.name for run in measured])
@@ -77,7 +79,7 @@ def _curves(runs: Sequence[Measured]) -> list[tuple[str, dict[str, list[dict[str
 
 def _target(out: Path | None, names: Sequence[str]) -> Path:
     path = out or Path("-".join(["compare", *(name.replace("/", "-") for name in names)]) + ".png")
-    from vaelab.media import FIGURES
+    from vaelab.drawing.media import FIGURES
 
     if path.suffix not in FIGURES:
         raise UsageError(f"--out {path}: a picture is a {' or '.join(FIGURES)}")

@@ -20,8 +20,8 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
         json: print JSON instead of text.
     """
     from vaelab.diagnose import diagnose, examine
-    from vaelab.folder import RunFolder
-    from vaelab.loading import data_of, load_model
+    from vaelab.runs.folder import RunFolder
+    from vaelab.runs.loading import data_of, load_model
 
     folder = RunFolder.open(run)
     failure = folder.failure()

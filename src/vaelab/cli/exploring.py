@@ -59,9 +59,9 @@ def explore(
 def _serve(run: Path, map: How, images: int, port: int, open: bool) -> None:
     import uvicorn
 
+    from vaelab.drawing.scene import scene_of
     from vaelab.explorer.server import application
     from vaelab.explorer.world import World
-    from vaelab.scene import scene_of
 
     listener = _listen(port)
     with listener:
@@ -92,10 +92,10 @@ def _listen(port: int) -> socket.socket:
 
 def _write(run: Path, map: How, images: int, out: Path, runtime: Runtime) -> None:
     from vaelab.cli.shipping import description
+    from vaelab.drawing.scene import scene_of
     from vaelab.explorer.static import write_static
     from vaelab.explorer.world import World
-    from vaelab.folder import RunFolder
-    from vaelab.scene import scene_of
+    from vaelab.runs.folder import RunFolder
 
     about = description(run, RunFolder.open(run).config())
     files = write_static(World(scene_of(run), map, images), out, runtime, about)

@@ -16,7 +16,7 @@ from vaelab.errors import UsageError, did_you_mean
 from vaelab.labels import notes, rows_of, title
 
 if TYPE_CHECKING:
-    from vaelab.measure import Plan
+    from vaelab.measuring.measure import Plan
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
         threads: CPU threads; default: torch's.
         json: print JSON instead of tables.
     """
-    from vaelab.measure import measure
+    from vaelab.measuring.measure import measure
     from vaelab.progress import Bar
 
     at_least(1, memory=memory, num_samples=num_samples, rows=rows, ais_images=ais_images, ais_chains=ais_chains,
@@ -83,7 +83,7 @@ def evaluate(
 
 def _plan(preset: str, only: Sequence[str], ais: bool, settings: dict[str, Any], annealing: dict[str, Any]) -> Plan:
     """The preset's plan with what was given in place of its own."""
-    from vaelab.measure import PARTS, PRESETS, Part
+    from vaelab.measuring.measure import PARTS, PRESETS, Part
 
     known: tuple[Part, ...] = (*PARTS, "ais")
     for word in only:

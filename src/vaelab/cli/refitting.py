@@ -65,9 +65,9 @@ def refit(
     given = {name: value for name, value in choices.items() if value is not None}
     spec = _spec(prior, given)
 
-    from vaelab import pictures
     from vaelab import refit as refitting
-    from vaelab.folder import RunFolder
+    from vaelab.drawing import pictures
+    from vaelab.runs.folder import RunFolder
     from vaelab.runtime import threads as computing_with
 
     source, path = RunFolder.open(run), out or run.resolve().with_name(f"{run.resolve().name}-{prior}")

@@ -43,9 +43,9 @@ def reproduce(
         threads: CPU threads; default: torch's.
         json: print JSON instead of a table.
     """
-    from vaelab import reproduce as work
-    from vaelab.checkpoint import write_bytes, write_json
     from vaelab.progress import Bar
+    from vaelab.runs.checkpoint import write_bytes, write_json
+    from vaelab.studies import reproduce as work
 
     names = tuple(dict.fromkeys(recipes)) or tuple(RECIPES)
     for name in names:

@@ -26,7 +26,7 @@ def export(
         out: the folder; default: RUN/export. What it holds under the same names is replaced.
     """
     from vaelab import export as exporting
-    from vaelab.folder import RunFolder
+    from vaelab.runs.folder import RunFolder
 
     if opset is not None and format != "onnx":
         raise UsageError(f"--opset {opset} belongs to --format onnx: leave it out")
@@ -56,7 +56,7 @@ def export(
 def description(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a file says of where it comes from."""
     from vaelab.export import portable
-    from vaelab.folder import RunFolder
+    from vaelab.runs.folder import RunFolder
 
     data = config["data"]
     return {
@@ -81,8 +81,8 @@ def report(run: RunPath, /, out: Path | None = None) -> None:
         out: the HTML file to write (the card goes beside it); default: RUN/report.html. What is there is replaced.
     """
     from vaelab import report as reporting
-    from vaelab.checkpoint import write_bytes
     from vaelab.progress import Bar
+    from vaelab.runs.checkpoint import write_bytes
 
     target = out or run / "report.html"
     if target.suffix != ".html":

@@ -15,7 +15,7 @@ from vaelab.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vaelab.scene import Scene
+    from vaelab.drawing.scene import Scene
 
 MOST_IMAGES = 10_000  # in one picture
 MOST_SEED = 2**63 - 1  # of torch's generators
@@ -33,8 +33,9 @@ def sample(run: RunPath, /, num: int = 64, seed: int = 0, theme: Theme = "light"
         theme: for a light or a dark page.
         out: the PNG, SVG or PDF to write; default: RUN/sample-seedN.png.
     """
-    from vaelab import figures, media
-    from vaelab.loading import load_model
+    from vaelab import figures
+    from vaelab.drawing import media
+    from vaelab.runs.loading import load_model
 
     at_least(1, most=MOST_IMAGES, num=num)
     at_least(0, most=MOST_SEED, seed=seed)
@@ -64,11 +65,12 @@ def reconstruct(
         theme: for a light or a dark page.
         out: the PNG, SVG or PDF to write; default: RUN/reconstruct-SPLIT.png.
     """
-    from vaelab import figures, media
+    from vaelab import figures
     from vaelab.config import Data
     from vaelab.data.sources import NAMED, find
-    from vaelab.folder import RunFolder
-    from vaelab.loading import load_model
+    from vaelab.drawing import media
+    from vaelab.runs.folder import RunFolder
+    from vaelab.runs.loading import load_model
 
     at_least(1, most=MOST_IMAGES, num=num)
     if images is not None and split is not None:
@@ -113,8 +115,9 @@ def traverse(run: RunPath, /, image: int | None = None, rows: int = 10, span: fl
         theme: for a light or a dark page.
         out: the PNG, SVG or PDF to write; default: RUN/traverse.png.
     """
-    from vaelab import figures, media
-    from vaelab.scene import scene_of
+    from vaelab import figures
+    from vaelab.drawing import media
+    from vaelab.drawing.scene import scene_of
 
     at_least(1, rows=rows)
     at_least(2, steps=steps)
@@ -150,8 +153,9 @@ def interpolate(
     """
     import torch
 
-    from vaelab import figures, media
-    from vaelab.scene import scene_of
+    from vaelab import figures
+    from vaelab.drawing import media
+    from vaelab.drawing.scene import scene_of
 
     at_least(2, steps=steps)
     if len(images) % 2:
@@ -192,8 +196,9 @@ def draw(
         format: png (two pixels a point), or svg or pdf (lines stay lines).
         out: the folder; default: RUN/figures. What it holds under the same names is replaced.
     """
-    from vaelab import figures, media, pictures
-    from vaelab.scene import scene_of
+    from vaelab import figures
+    from vaelab.drawing import media, pictures
+    from vaelab.drawing.scene import scene_of
 
     for name in figure:
         if name not in pictures.FIGURES:
@@ -233,8 +238,8 @@ def animate(
         way: along straight lines or great circles.
         out: the GIF or MP4 to write; default: RUN/animate-19.gif, animate-images.gif and so on.
     """
-    from vaelab import media, pictures
-    from vaelab.scene import scene_of
+    from vaelab.drawing import media, pictures
+    from vaelab.drawing.scene import scene_of
 
     at_least(1, most=500, frames=frames)
     if digits is not None and of != "classes":
@@ -267,8 +272,8 @@ def _codes(scene: Scene, rows: Sequence[int], flag: str) -> Tensor:
     """The codes (N, D) of these validation images, to move from."""
     import torch
 
+    from vaelab.drawing.scene import require_real
     from vaelab.figures import encode
-    from vaelab.scene import require_real
 
     require_real(scene.model, "moving through latent space")
     images = scene.data.validation

@@ -60,7 +60,7 @@ def run_training(arguments: list[str], others: int = 0) -> None:
     if "--resume" in rest:
         # Parsed with the folder's own settings as defaults: what is not given on the command line is the folder's, and
         # what is given and differs is found.
-        from vaelab.folder import RunFolder
+        from vaelab.runs.folder import RunFolder
 
         folder = _folder_asked_for(base, rest)
         base = RunFolder.open(folder).run
@@ -92,11 +92,11 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def _fit(run: Run, folder: Path, resume: bool, others: int) -> None:
-    from vaelab import pictures
     from vaelab.data.datasets import load
-    from vaelab.distributed import launched, leads
-    from vaelab.folder import RunFolder
+    from vaelab.drawing import pictures
+    from vaelab.processes.distributed import launched, leads
     from vaelab.progress import Display
+    from vaelab.runs.folder import RunFolder
     from vaelab.train import fit, with_absolute_path
 
     if not leads():

@@ -18,7 +18,7 @@ from vaelab.errors import FailureError, UsageError
 from vaelab.labels import duration
 
 if TYPE_CHECKING:
-    from vaelab.tuning import Result
+    from vaelab.studies.tuning import Result
 
 DataSource = Annotated[
     Positional[str], tyro.conf.arg(metavar="DATA", help="mnist, digits, freyfaces, sprites, or a path to images")
@@ -63,9 +63,9 @@ def tune_latent(
     """
     _check(latent_dims, betas)
     at_least(1, epochs=epochs, seeds=seeds, jobs=jobs, num_samples=num_samples)
-    from vaelab.grid import Grid, cross
     from vaelab.progress import Bar
-    from vaelab.tuning import plan, tune
+    from vaelab.studies.grid import Grid, cross
+    from vaelab.studies.tuning import plan, tune
 
     given = {"protocol": protocol, "image_size": image_size, "channels": channels, "range": range, "epochs": epochs}
     base, loaded = plan(recipe, data, **given)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from vaelab.checkpoint import write_bytes
 from vaelab.errors import FailureError
+from vaelab.runs.checkpoint import write_bytes
 
 MNIST_HOSTS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaelab.compiling import compiled_log_px
 from vaelab.data.datasets import EVALUATION_SEED, Dataset
 from vaelab.data.guard import require_fit
 from vaelab.divergences import log_mean_exp
@@ -21,6 +20,7 @@ from vaelab.evaluate.estimate import Estimate
 from vaelab.evaluate.pieces import Rows, Values, decode_bytes, in_pieces, join, not_finite
 from vaelab.models import VAE
 from vaelab.runtime import RowNoise, SampleNoise
+from vaelab.training.compiling import compiled_log_px
 
 # Decodes at a time where memory allows more: what stays in a core's cache, and what fills a GPU.
 _CPU_DECODES, _GPU_DECODES = 1000, 65_536

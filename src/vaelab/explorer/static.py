@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vaelab.checkpoint import write_bytes
 from vaelab.errors import FailureError, UsageError
 from vaelab.explorer.server import page_files
 from vaelab.explorer.world import World
 from vaelab.export import BATCHES, Graph, codes_to_check, parity, to_onnx
+from vaelab.runs.checkpoint import write_bytes
 
 log = logging.getLogger("vaelab")
 

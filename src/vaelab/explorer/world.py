@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from vaelab import __version__, figures
 from vaelab.data.datasets import BATCH, EVALUATION_SEED
+from vaelab.drawing.scene import Scene, require_real, typical_of_each
 from vaelab.evaluate import latents
 from vaelab.export import Scorer
 from vaelab.figures import How, Projection
 from vaelab.figures.style import COLOURS
 from vaelab.models import VAE
-from vaelab.scene import Scene, require_real, typical_of_each
 
 IMAGES = 2000  # of a map, at most
 BYTES = 6 * 2**20  # of their pixels, at most

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vaelab import specs
-from vaelab.distributed import Team
 from vaelab.distribution import PointMass
 from vaelab.errors import UsageError
 from vaelab.posteriors.posterior import Head, LogDensity, Space
+from vaelab.processes.distributed import Team
 from vaelab.runtime import Noise
 
 

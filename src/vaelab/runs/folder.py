@@ -22,7 +22,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from vaelab import __version__
-from vaelab.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
+from vaelab.runs.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import SLOTS, Run, flat, from_json, to_json
 from vaelab.data.sources import IN_MEMORY, MADE, NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
@@ -279,16 +279,16 @@ def _locked(file: Path, taken: str, unknown: str) -> Generator[None]:
 
 def source_commit() -> str | None:
     """The commit of the checkout that this package is read from, with ``-dirty`` if it was changed; None elsewhere."""
-    here = Path(__file__).parent
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
-            found = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)  # noqa: S603, S607
+            found = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, timeout=10)  # noqa: S603, S607
         except (OSError, subprocess.TimeoutExpired):
             return None
         return found.stdout.strip() if found.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # an installed copy, in some other checkout
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:  # an installed copy, in some other checkout
         return None
     commit, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", ".")
     return f"{commit}-dirty" if changed else commit

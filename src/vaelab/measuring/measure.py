@@ -18,8 +18,6 @@ import numpy as np
 import torch
 
 from vaelab import evaluate as measures
-from vaelab.checkpoint import read_json, write_json
-from vaelab.compiling import can_compile
 from vaelab.config import Run, override
 from vaelab.data.datasets import Dataset, Protocol, SplitName, load
 from vaelab.data.guard import require_fit
@@ -28,14 +26,16 @@ from vaelab.evaluate import Annealing, Estimate, annealed, importance, quality
 from vaelab.evaluate.overview import overview
 from vaelab.evaluate.pieces import Rows, Values, join
 from vaelab.evaluate.undefined import why_no_annealing, why_no_bound
-from vaelab.extractors import extractors_for
-from vaelab.folder import RunFolder
-from vaelab.kept import FORMAT, Kept, images_key, importance_key, length
 from vaelab.labels import duration, images
-from vaelab.loading import data_of, load_model
+from vaelab.measuring.extractors import extractors_for
+from vaelab.measuring.kept import FORMAT, Kept, images_key, importance_key, length
 from vaelab.models import VAE
 from vaelab.progress import Bar
+from vaelab.runs.checkpoint import read_json, write_json
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import data_of, load_model
 from vaelab.runtime import has_fast_bf16, resolve_device, threads
+from vaelab.training.compiling import can_compile
 
 SAVE_EVERY = 20.0  # seconds between two saves of a long part's values
 CODES = 10_000  # of which the aggregate posterior is made

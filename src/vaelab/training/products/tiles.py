@@ -25,8 +25,8 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from vaelab.products.graphs import operations
 from vaelab.runtime import cpu_flags
+from vaelab.training.products.graphs import operations
 
 log = logging.getLogger("vaelab")
 

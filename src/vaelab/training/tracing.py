@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaelab.objectives import Objective
 from vaelab.runtime import Noise, Sampler
-from vaelab.updates import on_device
+from vaelab.training.updates import on_device
 
 Request = tuple[Sampler, str, tuple[int, ...]]
 """Some noise that was asked for: sampler, stream and shape."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vaelab.products.graphs import operations
+from vaelab.training.products.graphs import operations
 
 LEAST = 4e6  # floating-point operations: of smaller products the call itself (some 12 us) is the most
 

@@ -9,9 +9,9 @@ from typing import Any
 from vaelab.config import from_json
 from vaelab.data.datasets import Dataset, load
 from vaelab.errors import FailureError, UsageError
-from vaelab.folder import RunFolder
+from vaelab.runs.folder import RunFolder
 from vaelab.models import VAE
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 
 def require_same_data(folder: RunFolder, data: Dataset) -> None:

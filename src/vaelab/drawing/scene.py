@@ -21,10 +21,10 @@ from vaelab.evaluate import importance, latents
 from vaelab.evaluate.neighbours import nearest_images
 from vaelab.evaluate.pieces import join
 from vaelab.evaluate.undefined import why_no_bound
-from vaelab.folder import RunFolder
 from vaelab.labels import cost
-from vaelab.loading import data_of, load_model
 from vaelab.models import SPACES, VAE
+from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import data_of, load_model
 
 MAPPED = 5000  # images of a map, at most
 WEIGHED = (100, 500)  # images, and importance samples of each

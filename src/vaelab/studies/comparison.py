@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from vaelab import __version__
-from vaelab.checkpoint import read_json
 from vaelab.config import SLOTS, Run, flat
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
-from vaelab.folder import MACHINE_SETTINGS, RunFolder
-from vaelab.kept import FORMAT
 from vaelab.labels import pixels
-from vaelab.loading import load_model
+from vaelab.measuring.kept import FORMAT
 from vaelab.models import VAE
+from vaelab.runs.checkpoint import read_json
+from vaelab.runs.folder import MACHINE_SETTINGS, RunFolder
+from vaelab.runs.loading import load_model
 
 CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on other than binary pixels says of itself
 

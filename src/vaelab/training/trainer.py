@@ -21,18 +21,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vaelab import specs
-from vaelab.compiling import choose
 from vaelab.config import Run, require_effect
 from vaelab.data.augment import augment
 from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
-from vaelab.distributed import Team
 from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE, Batch
 from vaelab.networks import Decoder, initialise
 from vaelab.objectives import sum_parts
 from vaelab.posteriors import VectorQuantized
 from vaelab.priors import VampPrior
+from vaelab.processes.distributed import Team
+from vaelab.processes.sharing import SharedMemory
 from vaelab.runtime import (
     Noise,
     RowNoise,
@@ -47,10 +47,10 @@ from vaelab.runtime import (
     resolve_precision,
     seeded,
 )
-from vaelab.sharing import SharedMemory
 from vaelab.specs import Shape, Spec
-from vaelab.stepping import COMMON, CompiledStep, PlainStep, Step, term_names
-from vaelab.updates import AdamUpdate, CannotCompileError, MovingAverage
+from vaelab.training.compiling import choose
+from vaelab.training.stepping import COMMON, CompiledStep, PlainStep, Step, term_names
+from vaelab.training.updates import AdamUpdate, CannotCompileError, MovingAverage
 
 log = logging.getLogger("vaelab")
 

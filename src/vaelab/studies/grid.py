@@ -17,13 +17,13 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from vaelab.checkpoint import read_json
 from vaelab.config import Run, flat, override
 from vaelab.errors import FailureError, UsageError
-from vaelab.folder import RunFolder
-from vaelab.kept import Kept, importance_key
+from vaelab.measuring.kept import Kept, importance_key
 from vaelab.recipes import flags_of
-from vaelab.recommend import Setting
+from vaelab.runs.checkpoint import read_json
+from vaelab.runs.folder import RunFolder
+from vaelab.studies.recommend import Setting
 
 SPLIT = "validation"
 NEEDED = ("negative_elbo", "distortion", "rate")

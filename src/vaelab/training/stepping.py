@@ -23,17 +23,17 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vaelab.activations import TANH
-from vaelab.batchnorm import BATCH_NORM
-from vaelab.compiling import compile_errors, compile_graph, reason
-from vaelab.distributed import Team, mean_of
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Group, Loss, Objective
-from vaelab.products import faster_convolutions, faster_products
+from vaelab.processes.distributed import Team, mean_of
+from vaelab.processes.sharing import SharedMemory
 from vaelab.runtime import Noise
-from vaelab.sharing import SharedMemory
-from vaelab.tracing import GivenNoise, Request, Weights
-from vaelab.updates import AdamUpdate, CannotCompileError, squares_of
+from vaelab.training.activations import TANH
+from vaelab.training.batchnorm import BATCH_NORM
+from vaelab.training.compiling import compile_errors, compile_graph, reason
+from vaelab.training.products import faster_convolutions, faster_products
+from vaelab.training.tracing import GivenNoise, Request, Weights
+from vaelab.training.updates import AdamUpdate, CannotCompileError, squares_of
 
 log = logging.getLogger("vaelab")
 

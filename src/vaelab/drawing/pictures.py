@@ -16,15 +16,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vaelab import figures, media
-from vaelab.checkpoint import write_bytes
+from vaelab import figures
 from vaelab.config import Picture, Run
 from vaelab.data.datasets import Dataset
+from vaelab.drawing import media
+from vaelab.drawing.media import Content
+from vaelab.drawing.scene import (
+    Scene,
+    closest,
+    codes_of,
+    first_of_each_class,
+    require_real,
+    sums,
+    typical_rows,
+    weighed,
+)
 from vaelab.errors import UsageError
 from vaelab.figures import How, Way
-from vaelab.media import Content
 from vaelab.models import VAE
-from vaelab.scene import Scene, closest, codes_of, first_of_each_class, require_real, sums, typical_rows, weighed
+from vaelab.runs.checkpoint import write_bytes
 from vaelab.train import Epoch
 
 log = logging.getLogger("vaelab")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from vaelab.checkpoint import load_tensors, save_tensors
 from vaelab.data.datasets import Dataset
 from vaelab.errors import FailureError
 from vaelab.evaluate.features import EXTRACTOR_SEEDS, Extractor, train_extractor
 from vaelab.progress import Bar
+from vaelab.runs.checkpoint import load_tensors, save_tensors
 
 VERSION = 1  # raised when an extractor of the same data and seed would come out another
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from vaelab.checkpoint import read_json
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
 from vaelab.errors import FailureError, UsageError
-from vaelab.folder import RunFolder
-from vaelab.measure import Part, Plan, measure
+from vaelab.measuring.measure import Part, Plan, measure
 from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, recipe
+from vaelab.runs.checkpoint import read_json
+from vaelab.runs.folder import RunFolder
 from vaelab.train import fit, with_absolute_path
 
 OF_CODES = {"active_units", "perplexity", "total_correlation", "mutual_information_gap"}

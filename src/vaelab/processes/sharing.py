@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from vaelab.distributed import Team, failures
+from vaelab.processes.distributed import Team, failures
 
 
 @final

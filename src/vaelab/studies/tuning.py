@@ -21,21 +21,21 @@ from pathlib import Path
 from typing import Any, final
 
 from vaelab import __version__
-from vaelab.checkpoint import read_json, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
+from vaelab.drawing.media import png
 from vaelab.errors import FailureError, InterruptedRun, UsageError
 from vaelab.evaluate.undefined import why_no_bound
 from vaelab.figures import tuning as picture
-from vaelab.folder import RunFolder
-from vaelab.grid import Grid, Point, Stage
 from vaelab.labels import duration, readable
-from vaelab.media import png
 from vaelab.progress import Bar
 from vaelab.recipes import recipe
-from vaelab.recommend import Recommendation, Setting, recommend
+from vaelab.runs.checkpoint import read_json, write_bytes, write_json
+from vaelab.runs.folder import RunFolder
+from vaelab.studies.grid import Grid, Point, Stage
+from vaelab.studies.recommend import Recommendation, Setting, recommend
 from vaelab.train import interruptions, with_absolute_path
-from vaelab.trainer import build_model
+from vaelab.training.trainer import build_model
 
 FORMAT = 1  # of tuning.json
 POLL = 0.1  # seconds between two looks at the processes

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from vaelab.products.convolutions import CONVOLUTIONS
-from vaelab.products.onednn import by_onednn
-from vaelab.products.tiles import by_tiles, has_tiles
 from vaelab.runtime import prefers_onednn
+from vaelab.training.products.convolutions import CONVOLUTIONS
+from vaelab.training.products.onednn import by_onednn
+from vaelab.training.products.tiles import by_tiles, has_tiles
 
 __all__ = ["by_onednn", "by_tiles", "faster_convolutions", "faster_products", "has_tiles"]
 

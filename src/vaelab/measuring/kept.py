@@ -7,8 +7,8 @@ from typing import Any, final
 
 import torch
 
-from vaelab.checkpoint import load_tensors, save_tensors
 from vaelab.evaluate.pieces import Values
+from vaelab.runs.checkpoint import load_tensors, save_tensors
 
 FORMAT = 3  # of metrics.json and evaluation.pt
 

@@ -21,7 +21,7 @@ from torch import distributed as dist
 from vaelab.errors import FailureError
 
 if TYPE_CHECKING:
-    from vaelab.sharing import SharedMemory
+    from vaelab.processes.sharing import SharedMemory
 
 T = TypeVar("T")
 

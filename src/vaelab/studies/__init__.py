@@ -1,0 +1,1 @@
+"""Work with several runs: recipes against published numbers, runs side by side, grids of settings."""

@@ -1,0 +1,1 @@
+"""How a run is trained: its state, its steps, and what compiles them."""
