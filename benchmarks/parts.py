@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from vaelab.config import flat, override, spec_names
+from vaelab.config import flat, override
 from vaelab.recipes import RECIPES, recipe
+from vaelab.slots import kinds_by_word
 
 RESULTS = Path(__file__).parent / "results" / "mnist"
 SLOTS = ("likelihood", "prior", "posterior", "objective", "encoder", "decoder")
@@ -20,7 +21,7 @@ SLOTS = ("likelihood", "prior", "posterior", "objective", "encoder", "decoder")
 def parts_table(slot: str) -> str:
     """A row for each part that a slot of a run may hold."""
     rows = ["| part | what it is | source | recipes: published → measured |", "|---|---|---|---|"]
-    for word, spec in spec_names(slot).items():
+    for word, spec in kinds_by_word(slot).items():
         what, sources = described(documented(spec))
         name = "<br>".join([f"`{word}`", *settings(slot, word)])
         rows.append(f"| {name} | {what} | {'<br>'.join(sources) or '–'} | {'<br>'.join(used(slot, word)) or '–'} |")

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 # Before torch is loaded, and for every process that a test starts: models this small are slower on two threads than on
 # one, much slower on a busy machine, and results depend on the number of threads.
@@ -18,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
+from vaelab import slots
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
 from vaelab.evaluate.features import train_extractor
@@ -46,7 +49,7 @@ def extractor_cache(tmp_path_factory):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Steps are traced, and what the compiler would be given runs as it is: compiling each would take a minute."""
-    for module in ("compiling", "train"):
+    for module in ("training.compiling", "train"):
         monkeypatch.setattr(f"vaelab.{module}.can_compile", lambda device: True)
     monkeypatch.setattr(stepping, "compile_graph", lambda graph, inputs, options: graph)
 
@@ -80,3 +83,15 @@ def mnist() -> Dataset:
         return load("mnist")
     except FailureError as error:
         pytest.skip(f"MNIST cannot be had here: {error}")
+
+
+@pytest.fixture
+def nothing_registered(monkeypatch):
+    """What a test registers and imports as a part is forgotten when it ends."""
+    monkeypatch.setattr(slots, "_added", {slot: {} for slot in slots.SLOTS})
+    monkeypatch.setenv(slots.PARTS, "")
+    before = set(sys.modules)
+    yield
+    for file in map(Path, filter(None, os.environ[slots.PARTS].split(os.pathsep))):
+        if file.stem not in before:
+            sys.modules.pop(file.stem, None)

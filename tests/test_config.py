@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vaelab as v
-from vaelab import config, specs
+from vaelab import slots, specs
 from vaelab.config import flat, from_json, override, to_json
 from vaelab.errors import UsageError
 from vaelab.recipes import RECIPES, recipe
@@ -173,8 +173,8 @@ def test_public_names_all_resolve():
 
 
 def test_every_kind_has_a_word_of_its_own():
-    for slot in config.SLOTS:
-        assert len(config.spec_names(slot)) == len(config._choices()[slot]) > 1
+    for slot in slots.SLOTS:
+        assert len(slots.kinds_by_word(slot)) == len(slots.kinds(slot)) > 1
 
 
 def test_numbers_of_numpy_are_numbers():

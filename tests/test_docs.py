@@ -154,6 +154,11 @@ def test_tables_are_the_committed_numbers():
         assert tables.rendered(text) == text, f"{page}: run python benchmarks/tables.py render"
 
 
+def test_the_page_shows_the_example_as_it_is():
+    (shown,) = blocks("python", ROOT / "docs" / "own.md")
+    assert shown in (ROOT / "examples" / "ring.py").read_text()
+
+
 def anchors(page: Path) -> set[str]:
     """What links can lead to within a page: its headings, as GitHub and mkdocs write them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
@@ -170,7 +175,7 @@ def test_links_and_pictures_of_the_pages_exist():
                 assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
 
 
-def test_commands_of_the_other_pages_are_understood(monkeypatch):
+def test_commands_of_the_other_pages_are_understood(monkeypatch, nothing_registered):
     """They are parsed, and not run."""
     for name, command in COMMANDS.items():
         monkeypatch.setitem(COMMANDS, name, functools.wraps(command)(lambda *_, **__: None))

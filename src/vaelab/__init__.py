@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vaelab.models import VAE as VAE
     from vaelab.objectives import ELBO as ELBO
     from vaelab.runs.loading import load_model as load_model
+    from vaelab.slots import register as register
     from vaelab.train import fit as fit
 
 _NAMES = {  # the module of each; all others are modules themselves
@@ -37,11 +38,12 @@ _NAMES = {  # the module of each; all others are modules themselves
     "ELBO": "objectives",
     "fit": "train",
     "load_model": "runs.loading",
+    "register": "slots",
 }
 
 __all__ = [  # noqa: RUF022
     "data", "evaluate", "figures", "recipes", "specs", "train",
-    "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override",
+    "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override", "register",
 ]  # fmt: skip
 
 

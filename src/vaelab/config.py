@@ -17,29 +17,22 @@ from typing import Any, Literal, Union, final
 
 from vaelab import objectives, specs
 from vaelab.errors import UsageError, did_you_mean
+from vaelab.slots import (
+    MEASURED,
+    SLOTS,
+    Decoder,
+    Encoder,
+    LearningRate,
+    Likelihood,
+    Objective,
+    Optimizer,
+    Posterior,
+    Prior,
+    kinds,
+    kinds_by_word,
+    name_of,
+)
 from vaelab.specs import option, positive
-
-Encoder = specs.MLPEncoder | specs.ConvEncoder | specs.ResidualEncoder
-Decoder = specs.MLPDecoder | specs.ConvDecoder | specs.ResidualDecoder
-Posterior = (
-    specs.DiagonalNormal | specs.FullNormal | specs.PlanarFlow | specs.RadialFlow | specs.IAF | specs.VonMisesFisher
-    | specs.VectorQuantized | specs.GumbelSoftmax | specs.Deterministic
-)  # fmt: skip
-Prior = (
-    specs.StandardNormal | specs.Mixture | specs.VampPrior | specs.FlowPrior | specs.UniformSphere
-    | specs.UniformCodes | specs.UniformCategories | specs.TwoStage
-)  # fmt: skip
-Likelihood = (
-    specs.Bernoulli | specs.ContinuousBernoulli | specs.Gaussian | specs.OptimalGaussian | specs.PixelGaussian
-    | specs.Laplace | specs.DiscretizedLogistic | specs.LogisticMixture | specs.Categorical256
-)  # fmt: skip
-Objective = (
-    objectives.ELBO | objectives.Capacity | objectives.FreeBits | objectives.BalancedELBO | objectives.IWAE
-    | objectives.PIWAE | objectives.DReG | objectives.STL | objectives.BetaTC | objectives.Factor | objectives.DIP
-    | objectives.MMD | objectives.AAE | objectives.VAEGAN | objectives.WakeSleep | objectives.RAE
-)  # fmt: skip
-Optimizer = specs.Adam | specs.AdamW
-LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic
 
 
 @final
@@ -145,7 +138,7 @@ class Run:
         """The run as the table that it is."""
         leaves = flat(self)
         width = max(map(len, leaves))
-        parts = {slot: getattr(self, slot) for slot in _choices()}
+        parts = {slot: getattr(self, slot) for slot in SLOTS}
         slots = (f"{slot:{width}}  {'auto' if part is None else type(part).__name__}" for slot, part in parts.items())
         values = (f"{name:{width}}  {leaf.value}" for name, leaf in leaves.items())
         return "\n".join([f"{'recipe':{width}}  {self.recipe}", *slots, *values])
@@ -204,10 +197,9 @@ def override(run: Run, **changes: Any) -> Run:
         >>> override(Run(recipe="example"), beta=0.5, z_dim=2).posterior
         DiagonalNormal(latent_dim=2)
     """
-    choices = _choices()
-    for slot in [name for name in changes if name in choices]:
-        part = _spec(slot, changes.pop(slot), choices[slot])
-        if slot in _MEASURED and type(part) is not type(getattr(run, slot)):
+    for slot in [name for name in changes if name in SLOTS]:
+        part = _spec(slot, changes.pop(slot))
+        if slot in MEASURED and type(part) is not type(getattr(run, slot)):
             run = dataclasses.replace(run, bf16_gap=None)  # that of another model
         run = dataclasses.replace(run, **{slot: part})
     leaves = flat(run)
@@ -215,7 +207,7 @@ def override(run: Run, **changes: Any) -> Run:
     fields: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in names:
-            raise UsageError(f"{run.recipe} has no setting {name!r}{did_you_mean(name, [*names, *choices])}")
+            raise UsageError(f"{run.recipe} has no setting {name!r}{did_you_mean(name, [*names, *SLOTS])}")
         leaf = names[name]
         fields.setdefault(leaf.slot, {})[leaf.field] = _coerced(name, value, leaf.type)
     for slot, values in fields.items():  # a slot at once: its settings may have to fit each other
@@ -234,11 +226,6 @@ def data_from(**settings: Any) -> Data:
     """
     hints = typing.get_type_hints(Data)
     return Data(**{name: _coerced(name, value, hints[name]) for name, value in settings.items()})
-
-
-_MEASURED = ("encoder", "posterior", "prior", "decoder", "likelihood", "objective")  # parts that a bf16_gap is of
-SLOTS = (*_MEASURED, "optimizer", "schedule")
-"""Slots that may hold several kinds of spec, and so have a flag that chooses."""
 
 
 def _check(run: Run) -> None:
@@ -286,7 +273,7 @@ def to_json(value: Any) -> Any:
     """A run, or a part of one, as plain JSON; ``from_json`` restores a run exactly."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
+        return {"kind": name_of(type(value)), **fields}
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -308,16 +295,29 @@ def _decode(kind: type, content: Mapping[str, Any], where: str) -> Any:
     if unknown := sorted(content.keys() - known):
         raise UsageError(f"{where} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     hints = typing.get_type_hints(kind)
+    if kind is Run:
+        hints |= {slot: Union[(hints[slot], *kinds(slot))] for slot in SLOTS}
     try:
         return kind(**{key: _decode_value(value, hints[key], f"{where}.{key}") for key, value in content.items()})
     except TypeError as error:
         raise UsageError(f"{where}: {error}") from error
 
 
+def _unregistered(name: str) -> str:
+    """What to do about a kind ``module:Class`` that is not registered."""
+    module = name.partition(":")[0]
+    remedy = f"import {module} first; on the command line: vaelab --parts {module.split('.')[-1]}.py COMMAND ..."
+    if module == "__main__":
+        remedy = "run the script or notebook that does, or move it to a file for vaelab --parts FILE COMMAND ..."
+    return f"{name}, which is not vaelab's, and nobody has registered it here: {remedy}"
+
+
 def _decode_value(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         name = value.get("kind")
-        allowed: dict[str, type] = {kind.__name__: kind for kind in _members(hint) if isinstance(kind, type)}
+        allowed: dict[str, type] = {name_of(kind): kind for kind in _members(hint) if isinstance(kind, type)}
+        if name not in allowed and ":" in str(name):
+            raise UsageError(f"{where} is {_unregistered(str(name))}")
         if name not in allowed:
             raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(str(name), allowed)}")
         return _decode(allowed[name], {k: v for k, v in value.items() if k != "kind"}, where)
@@ -329,25 +329,14 @@ def _decode_value(value: Any, hint: Any, where: str) -> Any:
 # --- types ----------------------------------------------------------------------------------------------------------
 
 
-def _choices() -> dict[str, tuple[type, ...]]:
-    """The slots of a run and the specs that each may hold."""
-    hints = typing.get_type_hints(Run)
-    return {slot: tuple(kind for kind in _members(hints[slot]) if kind is not type(None)) for slot in SLOTS}
-
-
-def spec_names(slot: str) -> dict[str, type]:
-    """The words by which the specs of a slot are chosen: ``warmup-cosine`` for ``WarmupCosine``."""
-    return {kind.word: kind for kind in _choices()[slot]}
-
-
 def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _spec(slot: str, value: Any, allowed: tuple[type, ...]) -> Any:
-    if isinstance(value, allowed) or (slot == "likelihood" and value is None):
+def _spec(slot: str, value: Any) -> Any:
+    if isinstance(value, kinds(slot)) or (slot == "likelihood" and value is None):
         return value
-    names = spec_names(slot)
+    names = kinds_by_word(slot)
     if not isinstance(value, str) or value.lower() not in names:
         raise UsageError(f"{slot} {value!r} is not known{did_you_mean(str(value), names)}")
     return names[value.lower()]()

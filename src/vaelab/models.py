@@ -201,7 +201,7 @@ class VAE(nn.Module):
     def log_px(
         self, x: Float[Tensor, "B C H W"], z: Float[Tensor, "K B D"], y: Tensor | None = None
     ) -> Float[Tensor, "K B"]:
-        """Score images under latents: log p(x|z) in nats, the work of a draw (see ``compiling.compiled_log_px``)."""
+        """Score images under latents: log p(x|z) in nats, the work of a draw (``training.compiling`` fuses it)."""
         return self.likelihood(z, y).log_prob(x)
 
     def is_density(self, *, binary_data: bool) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vaelab import __version__, figures
-from vaelab.config import SLOTS, Run, flat, override
+from vaelab.config import Run, flat, override
 from vaelab.diagnose import Finding, diagnose, examine
 from vaelab.drawing import media, pictures
 from vaelab.drawing.scene import Scene, closest, first_of_each_class, scene_of, sums, weighed
@@ -33,6 +33,7 @@ from vaelab.recipes import RECIPES, flags_of, recipe
 from vaelab.runs.checkpoint import read_json
 from vaelab.runs.folder import RunFolder
 from vaelab.runs.loading import data_of
+from vaelab.slots import SLOTS, parts_of
 
 HEADLINES = {
     "negative_elbo": "−ELBO",
@@ -114,8 +115,9 @@ def _measured(path: Path) -> bool:
 
 def command_of(run: Run, name: str) -> str:
     """The command that trains a run: its recipe, and what was chosen otherwise. A path is given by its last part."""
+    parts = [Path(word).name for word in parts_of(run)]
     flags = flags_of(override(run, data=Path(run.data.source).name))
-    return shlex.join(["vaelab", "train", run.recipe, *flags, "--out", name])
+    return shlex.join(["vaelab", *parts, "train", run.recipe, *flags, "--out", name])
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

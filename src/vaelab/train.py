@@ -232,8 +232,8 @@ def _require_readable(run: Run) -> None:
         raise UsageError(f"a run folder cannot be written: {error}; give plain numbers and words, or set them by "
                          "vaelab.override") from error  # fmt: skip
     except UsageError as error:
-        raise UsageError(f"a run folder could not be read again: {error}. (A part of your own trains without out; keep "
-                         "its weights by torch.save, or add it to vaelab: CONTRIBUTING.md)") from error  # fmt: skip
+        raise UsageError(f"a run folder could not be read again: {error}. (A part of your own is registered by "
+                         "vaelab.register, or trains without out)") from error  # fmt: skip
 
 
 def _prepare(folder: RunFolder, trainer: Trainer, resume: bool) -> None:

@@ -29,6 +29,7 @@ from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, 
 from vaelab.cli.training import recipes, run_training, train
 from vaelab.cli.tuning import tune_latent
 from vaelab.errors import FailureError, InterruptedRun, UsageError, did_you_mean
+from vaelab.slots import import_parts
 
 log = logging.getLogger("vaelab")
 
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    parts, arguments = _taken_out(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
         return
@@ -101,6 +103,7 @@ def _dispatch(arguments: list[str]) -> None:
     logging.getLogger("vaelab").setLevel(logging.INFO)
     computes = name != "recipes" and not {"-h", "--help"} & set(rest)
     others = _give_way() if computes and "torch" not in sys.modules else 0
+    import_parts(parts)
     if name == "train":
         run_training(rest, others)
     else:
@@ -111,6 +114,20 @@ def _dispatch(arguments: list[str]) -> None:
         refuse_unknown_flags(rest, {f"--{flag}" for flag in (*flags, "help")})
         refuse_repeated_lists(rest, {f"--{flag}": hints[flag.replace("-", "_")] for flag in flags})
         parse(later(command), rest, f"vaelab {name}", config=(FlagCreatePairsOff,))()
+
+
+def _taken_out(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What ``--parts`` names, before the command or after it, and all other words."""
+    parts, rest, left = list[str](), list[str](), iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        if flag != "--parts":
+            rest.append(argument)
+        elif name := value if equals else next(left, ""):
+            parts.append(name)
+        else:
+            raise UsageError("--parts is empty: name a file that registers parts of your own")
+    return parts, rest
 
 
 def _give_way() -> int:
@@ -147,6 +164,7 @@ def _print_help() -> None:
         table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
     console.print(table)
     console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.")
+    console.print("vaelab --parts FILE COMMAND ... knows the parts of your own that a file registers.")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -69,6 +69,7 @@ def refit(
     from vaelab.drawing import pictures
     from vaelab.runs.folder import RunFolder
     from vaelab.runtime import threads as computing_with
+    from vaelab.slots import parts_of
 
     source, path = RunFolder.open(run), out or run.resolve().with_name(f"{run.resolve().name}-{prior}")
     target = RunFolder.create(path, resumable=False)
@@ -76,7 +77,8 @@ def refit(
     with computing_with(threads):
         trained, model, data = opened(run)
         found = refitting.refit(trained, model, data, spec, how)
-        words = ["vaelab", "refit", run.resolve().name, "--prior", prior, *_words(given), "--seed", str(seed)]
+        parts = [Path(word).name for word in parts_of(trained)]
+        words = ["vaelab", *parts, "refit", run.resolve().name, "--prior", prior, *_words(given), "--seed", str(seed)]
         refitting.write(source, target, found, how, shlex.join([*words, "--out", path.name]))
         pictures.draw_at_end(found.run, found.model, data, target.history(), target.best_epoch(), path)
     _say(found, trained.prior, spec)

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags, without_none
-from vaelab.config import SLOTS, Run, flat, override, spec_names
+from vaelab.config import Run, flat, override
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.labels import cost, duration
 from vaelab.recipes import RECIPES, recipe
+from vaelab.slots import SLOTS, kinds_by_word, parts_of
 
 log = logging.getLogger("vaelab")
 
@@ -117,7 +118,7 @@ def _fit(run: Run, folder: Path, resume: bool, others: int) -> None:
     try:
         model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
     except InterruptedRun as error:
-        again = ["train", run.recipe, "--out", str(folder), "--resume"]
+        again = [*parts_of(run), "train", run.recipe, "--out", str(folder), "--resume"]
         raise InterruptedRun(f"{error}; go on with: {launched(again)}") from error
     if not leads():
         return
@@ -147,7 +148,7 @@ def _refuse_flags_of_other_parts(run: Run, arguments: Sequence[str], known: set[
         owners = [
             (slot, spec)
             for slot in SLOTS
-            for spec in spec_names(slot).values()
+            for spec in kinds_by_word(slot).values()
             for setting in dataclasses.fields(spec)
             if name in (setting.metadata["flag"], setting.name, *setting.metadata["aliases"])
         ]
@@ -168,7 +169,7 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool]:
         fields.append((name, Annotated[leaf.type, argument], leaf.value))
         known |= {f"--{prefix}{word}" for word in words for prefix in (("", "no-") if leaf.type is bool else ("",))}
     for slot in SLOTS:
-        kinds: Any = Literal[tuple(spec_names(slot))]  # pyright: ignore[reportInvalidTypeForm]
+        kinds: Any = Literal[tuple(kinds_by_word(slot))]  # pyright: ignore[reportInvalidTypeForm]
         help, part = f"kind of {slot.replace('_', ' ')}", getattr(run, slot)
         if part is None:
             kinds, help = kinds | None, f"{help} (default: by the data's channels)"

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vaelab.config import SLOTS, flat, override
+from vaelab.config import flat, override
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.recipes import likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
+from vaelab.slots import SLOTS
 
 if TYPE_CHECKING:
     from vaelab.config import Run

@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 
 from vaelab import __version__
 from vaelab.runs.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
-from vaelab.config import SLOTS, Run, flat, from_json, to_json
+from vaelab.config import Run, flat, from_json, to_json
 from vaelab.data.sources import IN_MEMORY, MADE, NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
 from vaelab.specs import WarmupCosine
+from vaelab.slots import SLOTS, parts_of
 
 log = logging.getLogger("vaelab")
 
@@ -191,7 +192,7 @@ class RunFolder:
         if source == IN_MEMORY:
             remedy, where = "save them as .npy or .npz", "in no file"
         if "refit" not in content:
-            words = ["vaelab", "train", run.recipe, "--out", str(self.path), "--resume", "--data"]
+            words = ["vaelab", *parts_of(run), "train", run.recipe, "--out", str(self.path), "--resume", "--data"]
             remedy += f", {'and' if source == IN_MEMORY else 'or'} name their new place by {shlex.join(words)} PATH"
         raise UsageError(f"the data of the run in {self.path} are {where}: {remedy}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from vaelab import __version__
-from vaelab.config import SLOTS, Run, flat
+from vaelab.config import Run, flat
 from vaelab.errors import FailureError, UsageError
 from vaelab.evaluate import Estimate
 from vaelab.labels import pixels
@@ -23,6 +23,7 @@ from vaelab.models import VAE
 from vaelab.runs.checkpoint import read_json
 from vaelab.runs.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.runs.loading import load_model
+from vaelab.slots import SLOTS
 
 CAVEAT = "not a likelihood"  # what the protocol of a cross-entropy on other than binary pixels says of itself
 
