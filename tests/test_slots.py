@@ -80,10 +80,8 @@ class TestARegisteredPart:
         assert main([*parts, *train, "--epochs", "1"]) == 0
         forget()
         assert main(["evaluate", "run"]) == 2
-        told = "vaelab: the run.prior is ring:Ring, which is not vaelab's, and nobody has registered it here: "
-        assert (
-            told + "import ring first; on the command line: vaelab --parts ring.py COMMAND" in capsys.readouterr().err
-        )
+        told = "vaelab: the run.prior is ring:Ring, which is not vaelab's and was not registered here; "
+        assert told + "on the command line: vaelab --parts ring.py COMMAND" in capsys.readouterr().err
         for command in (
             "doctor run",
             "report run",
@@ -100,7 +98,7 @@ class TestARegisteredPart:
             in Path("run/report.html").read_text()
         )
         forget()
-        with pytest.raises(UsageError, match="import ring first"):
+        with pytest.raises(UsageError, match="ring:Ring, which is not vaelab's and was not registered here"):
             v.load_model("run")
         slots.import_parts([str(RING)])
         assert type(v.load_model("run").prior()).__name__ == "OnRing"
@@ -128,13 +126,23 @@ class TestARegisteredPart:
         assert first is not second
         assert slots.kinds_by_word("objective")["plain"] is second
 
-    def test_of_a_notebook_says_where_it_comes_from(self):
-        content = to_json(recipe("mlp"))
-        content["prior"] = {"kind": "__main__:Mine"}
-        with pytest.raises(
-            UsageError, match="run the script or notebook that does, or move it to a file for vaelab --parts"
-        ):
+    def test_of_a_script_is_the_one_of_the_file_when_that_is_imported(self, ring):
+        content = to_json(override(recipe("mlp-2d"), prior="ring", radius=2.0))
+        content["prior"]["kind"] = "__main__:Ring"
+        assert from_json(content).prior == ring.Ring(radius=2.0)
+        content["prior"]["kind"] = "other:Ring"
+        with pytest.raises(UsageError, match=r"other:Ring, which is not .* vaelab --parts other\.py COMMAND"):
             from_json(content)
+        forget()
+        content["prior"]["kind"] = "__main__:Ring"
+        with pytest.raises(UsageError, match=r"__main__:Ring, which is not .* vaelab --parts FILE COMMAND"):
+            from_json(content)
+
+    def test_must_be_registered_before_it_is_set(self):
+        with pytest.raises(
+            UsageError, match=r"prior may not be OwnEncoder: @vaelab\.register\('prior'\) its class first"
+        ):
+            override(recipe("mlp"), prior=OwnEncoder())
 
 
 def frozen(**body):

@@ -31,6 +31,8 @@ from vaelab.slots import (
     kinds,
     kinds_by_word,
     name_of,
+    registered_as,
+    unregistered,
 )
 from vaelab.specs import option, positive
 
@@ -303,24 +305,15 @@ def _decode(kind: type, content: Mapping[str, Any], where: str) -> Any:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _unregistered(name: str) -> str:
-    """What to do about a kind ``module:Class`` that is not registered."""
-    module = name.partition(":")[0]
-    remedy = f"import {module} first; on the command line: vaelab --parts {module.split('.')[-1]}.py COMMAND ..."
-    if module == "__main__":
-        remedy = "run the script or notebook that does, or move it to a file for vaelab --parts FILE COMMAND ..."
-    return f"{name}, which is not vaelab's, and nobody has registered it here: {remedy}"
-
-
 def _decode_value(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        name = value.get("kind")
+        name = str(value.get("kind"))
         allowed: dict[str, type] = {name_of(kind): kind for kind in _members(hint) if isinstance(kind, type)}
-        if name not in allowed and ":" in str(name):
-            raise UsageError(f"{where} is {_unregistered(str(name))}")
-        if name not in allowed:
-            raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(str(name), allowed)}")
-        return _decode(allowed[name], {k: v for k, v in value.items() if k != "kind"}, where)
+        if (kind := allowed.get(name) or registered_as(name, allowed.values())) is None:
+            if ":" in name:
+                raise UsageError(f"{where} is {unregistered(name)}")
+            raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(name, allowed)}")
+        return _decode(kind, {k: v for k, v in value.items() if k != "kind"}, where)
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         return tuple(_decode_value(item, typing.get_args(hint)[0], where) for item in value)
     return _coerced(where, value, hint)
@@ -337,6 +330,8 @@ def _spec(slot: str, value: Any) -> Any:
     if isinstance(value, kinds(slot)) or (slot == "likelihood" and value is None):
         return value
     names = kinds_by_word(slot)
+    if dataclasses.is_dataclass(value):
+        raise UsageError(f"{slot} may not be {type(value).__name__}: @vaelab.register({slot!r}) its class first")
     if not isinstance(value, str) or value.lower() not in names:
         raise UsageError(f"{slot} {value!r} is not known{did_you_mean(str(value), names)}")
     return names[value.lower()]()

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,28 @@ def name_of(kind: type) -> str:
     """What a run folder calls a kind of spec: ``Bernoulli``; ``module:Class`` where it was registered."""
     full = f"{kind.__module__}:{kind.__qualname__}"
     return full if any(added.get(full) is kind for added in _added.values()) else kind.__name__
+
+
+def registered_as(name: str, kinds: Iterable[type]) -> type | None:
+    """The one of these kinds that a run folder calls ``module:Class``.
+
+    A class of a script or notebook is of the module ``__main__`` there, and of the file's where it is imported: then
+    the class's name decides.
+    """
+    module, _, own = name.partition(":")
+    for kind in kinds:
+        theirs = name_of(kind).partition(":")
+        if own and theirs[2] == own and (theirs[0] == module or "__main__" in (theirs[0], module)):
+            return kind
+    return None
+
+
+def unregistered(name: str) -> str:
+    """What to do about a kind ``module:Class`` that is not registered."""
+    module = name.partition(":")[0]
+    file = "FILE" if module == "__main__" else f"{module.split('.')[-1]}.py"
+    remedy = f"on the command line: vaelab --parts {file} COMMAND ...; in Python: import its module first"
+    return f"{name}, which is not vaelab's and was not registered here; {remedy}"
 
 
 def parts_of(run: Any) -> list[str]:
