@@ -91,4 +91,4 @@ class RateTarget(Objective):
 
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """The loss, of the means of what each image has (``Objective.parts``)."""
-        return means["distortion"] + self.pull * (means["rate"] - self.target) ** 2
+        return means["distortion"] + means["penalty"] + self.pull * (means["rate"] - self.target) ** 2

@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from vaelab import slots
+from vaelab import own, slots
 from vaelab.data import Dataset, load
 from vaelab.errors import FailureError
 from vaelab.evaluate.features import train_extractor
@@ -89,9 +89,11 @@ def mnist() -> Dataset:
 def nothing_registered(monkeypatch):
     """What a test registers and imports as a part is forgotten when it ends."""
     monkeypatch.setattr(slots, "_added", {slot: {} for slot in slots.SLOTS})
-    monkeypatch.setenv(slots.PARTS, "")
+    monkeypatch.setattr(slots, "_names", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv(own.PARTS, "")
     before = set(sys.modules)
     yield
-    for file in map(Path, filter(None, os.environ[slots.PARTS].split(os.pathsep))):
+    for file in map(Path, filter(None, os.environ[own.PARTS].split(os.pathsep))):
         if file.stem not in before:
             sys.modules.pop(file.stem, None)

@@ -3,7 +3,10 @@
 import dataclasses
 import math
 import os
+import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 import vaelab as v
-from vaelab import objectives, slots, specs
+from vaelab import objectives, own, slots, specs
 from vaelab.cli import main
 from vaelab.config import from_json, override, to_json
 from vaelab.errors import UsageError
@@ -20,6 +23,7 @@ from vaelab.likelihoods import Likelihood
 from vaelab.posteriors import Head, NormalPosterior
 from vaelab.recipes import recipe
 from vaelab.runtime import StepNoise
+from vaelab.training.trainer import Trainer
 
 RING = Path(__file__).parent.parent / "examples" / "ring.py"
 
@@ -29,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("nothing_registered")
 
 @pytest.fixture
 def ring():
-    slots.import_parts([str(RING)])
+    own.import_parts([str(RING)])
     return sys.modules["ring"]
 
 
@@ -38,7 +42,7 @@ def forget():
     for added in slots._added.values():
         added.clear()
     sys.modules.pop("ring", None)
-    os.environ[slots.PARTS] = ""
+    os.environ[own.PARTS] = ""
 
 
 class TestTheExample:
@@ -100,12 +104,11 @@ class TestARegisteredPart:
         forget()
         with pytest.raises(UsageError, match="ring:Ring, which is not vaelab's and was not registered here"):
             v.load_model("run")
-        slots.import_parts([str(RING)])
+        own.import_parts([str(RING)])
         assert type(v.load_model("run").prior()).__name__ == "OnRing"
 
-    def test_that_is_missing_in_another_process_is_named_there(self, ring):
-        """Processes that this one starts import what it did."""
-        assert os.environ[slots.PARTS] == str(RING.resolve())
+    def test_is_told_to_processes_that_this_one_starts_and_in_commands_that_it_prints(self, ring):
+        assert os.environ[own.PARTS] == str(RING.resolve())
         run = override(recipe("mlp-2d"), prior="ring")
         assert slots.parts_of(run) == ["--parts", os.path.relpath(RING)]
         assert slots.parts_of(recipe("mlp-2d")) == []
@@ -125,6 +128,10 @@ class TestARegisteredPart:
         first, second = define(), define()
         assert first is not second
         assert slots.kinds_by_word("objective")["plain"] is second
+        run = dataclasses.replace(recipe("mlp"), objective=first())  # of the cell before
+        assert from_json(to_json(run)).objective == second()
+        with pytest.raises(UsageError, match=r"objective may not be this .*Plain: it was registered anew since"):
+            override(run, objective=first())
 
     def test_of_a_script_is_the_one_of_the_file_when_that_is_imported(self, ring):
         content = to_json(override(recipe("mlp-2d"), prior="ring", radius=2.0))
@@ -140,7 +147,7 @@ class TestARegisteredPart:
 
     def test_must_be_registered_before_it_is_set(self):
         with pytest.raises(
-            UsageError, match=r"prior may not be OwnEncoder: @vaelab\.register\('prior'\) its class first"
+            UsageError, match=r"prior may not be this OwnEncoder: @vaelab\.register\('prior'\) its class first"
         ):
             override(recipe("mlp"), prior=OwnEncoder())
 
@@ -148,7 +155,13 @@ class TestARegisteredPart:
 def frozen(**body):
     """A frozen dataclass of these attributes, and of ``base``."""
     base = body.pop("base", specs.Spec)
-    return dataclasses.dataclass(frozen=True)(type("Mine", (base,), {"__module__": "mine", **body}))
+    return dataclasses.dataclass(frozen=True)(type("Mine", (base,), {"__module__": __name__, **body}))
+
+
+def with_field(name="size", kind=int, default=3, **more):
+    """A spec that is right but for this field."""
+    field = specs.option(default, "how much", **more)
+    return frozen(part="mine:Module", word="mine", __annotations__={name: kind}, **{name: field})
 
 
 @pytest.mark.parametrize(
@@ -157,32 +170,36 @@ def frozen(**body):
         ("likelihud", frozen, r"a run has no slot 'likelihud'; did you mean 'likelihood'\?"),
         ("prior", type("Mine", (specs.Spec,), {"word": "mine"}), "make it a frozen dataclass"),
         ("prior", dataclasses.make_dataclass("Mine", []), "make it a frozen dataclass"),
+        ("objective", type("Mine", (objectives.ELBO,), {"word": "mine"}), "make it a frozen dataclass"),
         ("prior", frozen(base=object, word="mine"), r"make it a subclass of vaelab\.specs\.Spec"),
         ("objective", frozen(word="mine"), r"make it a subclass of vaelab\.objectives\.Objective"),
-        ("objective", frozen(base=objectives.Objective, word="mine"), "it has abstract methods left"),
+        ("objective", frozen(base=objectives.Objective, word="mine"), "it has no loss"),
         ("prior", frozen(word="mine"), "name the module that it makes"),
-        ("optimizer", frozen(base=object, word="mine"), r"it has no method build\(\.\.\.\)"),
-        ("schedule", frozen(base=object, word="mine"), r"it has no method schedule\(\.\.\.\)"),
-        ("prior", frozen(part="mine:Module"), r'give it a word of its own to be chosen by \(word = "ring"\)'),
+        ("prior", frozen(part="Module", word="mine"), "name the module that it makes"),
+        ("optimizer", frozen(base=object, word="mine"), "it has no build"),
+        ("schedule", frozen(base=object, word="mine"), "it has no schedule, warmup_epochs"),
+        ("prior", frozen(part="mine:Module"), r'give it a word of its own to be chosen by, in small letters: word = "ring"'),
+        ("prior", frozen(part="mine:Module", word="Mine"), "in small letters"),
         ("prior", frozen(part="mine:Module", word="vamp"), "the word 'vamp' is that of VampPrior"),
-        (
-            "prior",
-            frozen(part="mine:Module", word="mine", __annotations__={"size": int}, size=3),
-            r"declare size by vaelab\.specs\.option\(default, help\)",
-        ),
-        (
-            "prior",
-            frozen(
-                part="mine:Module", word="mine", __annotations__={"resume": int}, resume=specs.option(3, "how often")
-            ),
-            "the name 'resume' is taken on the command line",
-        ),
+        ("prior", frozen(part="mine:Module", word="mine", __annotations__={"size": int}, size=3), r"declare size by vaelab\.specs\.option\(default, help\)"),
+        ("prior", with_field("resume"), "the name 'resume' is taken on the command line"),
+        ("prior", with_field("prior_kind"), "the name 'prior_kind' is taken"),
+        ("prior", with_field("epochs"), "the name 'epochs' is taken"),
+        ("prior", with_field(aliases=("batch_size",)), "the name 'batch_size' is taken"),
+        ("prior", with_field(aliases=("lr",)), "the name 'lr' is taken"),
+        ("prior", with_field(flag="my-size"), "'my-size' is no name of a setting"),
+        ("prior", with_field(default=2.5), r"run\.prior\.size = 2\.5: expected int"),
+        ("prior", with_field(kind=list[int], default=(1,)), r"run\.prior\.size = \[1\]: expected list"),
+        ("prior", with_field(kind="Nowhere"), "name 'Nowhere' is not defined"),
+        ("prior", with_field(kind=float, default=-1.0), r"--size -1\.0: must be at least 0"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_fill_a_slot_is_refused_in_one_line(slot, kind, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         v.register(slot)(kind)
-    assert not any(slots._added.values())
+    assert "\n" not in str(refused.value)
+    assert slots.count_of_registered() == 0
+    assert ":" not in slots.name_of(specs.Spec if kind is frozen else kind)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +208,9 @@ def test_what_cannot_fill_a_slot_is_refused_in_one_line(slot, kind, message):
         (None, r"--parts .*parts_of_mine\.py: there is no such file"),
         ("x = 1\ny = 1 / 0\n", r"--parts .*parts_of_mine\.py, line 2: ZeroDivisionError: division by zero"),
         ("def f(:\n", r"--parts .*parts_of_mine\.py, line 1: SyntaxError: "),
+        ("import sys\nsys.exit()\n", r"--parts .*parts_of_mine\.py, line 2: SystemExit: "),
+        ("raise ValueError('a\\nb')", r"--parts .*parts_of_mine\.py, line 1: ValueError: a\n$"),
+        ("x = 1\n", r"--parts .*parts_of_mine\.py: nothing is registered there \(@vaelab\.register\(SLOT\)\)"),
     ],
 )
 def test_a_file_that_cannot_be_imported_is_named_with_its_line(content, message, tmp_path, capsys):
@@ -198,24 +218,119 @@ def test_a_file_that_cannot_be_imported_is_named_with_its_line(content, message,
     if content is not None:
         file.write_text(content)
     assert main(["--parts", str(file), "recipes"]) == 2
-    assert pytest.importorskip("re").search(message, capsys.readouterr().err)
-    assert "parts_of_mine" not in sys.modules
+    assert re.search(message, capsys.readouterr().err)
+    assert ("parts_of_mine" in sys.modules) == (content == "x = 1\n")
 
 
-def test_a_file_with_the_name_of_a_module_is_refused(tmp_path):
-    (tmp_path / "math.py").write_text("")
-    with pytest.raises(UsageError, match=r"--parts .*math\.py: another module is called math: rename the file"):
-        slots.import_parts([str(tmp_path / "math.py")])
+@pytest.mark.parametrize(("name", "message"), [("math", "another module is called math"), ("this", "another module is called this"), ("a.b", "a module's name has no dot")])  # fmt: skip
+def test_a_file_with_a_name_that_it_cannot_have_is_refused(name, message, tmp_path):
+    (tmp_path / f"{name}.py").write_text("")
+    with pytest.raises(UsageError, match=rf"--parts .*{name}\.py: {message}: rename the file"):
+        own.import_parts([str(tmp_path / f"{name}.py")])
 
 
-def test_modules_are_imported_by_name_and_nothing_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine_on_path.py").write_text("import vaelab\nREAD = True\n")
-    assert main(["recipes", "--parts", "mine_on_path"]) == 0
-    assert sys.modules["mine_on_path"].READ
+OBJECTIVE = """
+from dataclasses import dataclass
+import vaelab as v
+{imports}
+
+@v.register("objective")
+@dataclass(frozen=True)
+class Plain(v.objectives.Objective):
+    word = "plain"
+
+    def loss(self, means):
+        return means["distortion"]
+
+if __name__ == "__main__":
+    v.fit(v.override(v.recipes.mlp(), objective="plain", epochs=1, encoder_hidden_dims=(8,)), "digits", out="run")
+"""
+
+
+def test_a_script_is_the_file_that_the_command_line_is_told_of(tmp_path):
+    """As whole programs: the console script, ``-m``, a module beside the file, and one of a package."""
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "beside.py").write_text("")
+    (tmp_path / "pack" / "mine.py").write_text(OBJECTIVE.format(imports="import beside"))
+    (tmp_path / "pack" / "other.py").write_text(OBJECTIVE.format(imports="").replace("plain", "plainer"))
+
+    def run(*words):
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    trained = run("pack/mine.py")
+    assert trained.returncode == 0, trained.stderr
+    assert '"kind": "mine:Plain"' in (tmp_path / "run" / "config.json").read_text()
+    console = "import sys; from vaelab.cli import main; sys.path.remove(''); sys.exit(main())"
+    for start in (["-m", "vaelab"], ["-c", console]):
+        for parts in (["pack/mine.py"], ["pack.other", "--parts", "pack/mine.py"]):
+            shown = run(*start, "evaluate", "run", "--json", "--num-samples", "1", "--parts", *parts)
+            assert shown.returncode == 0, shown.stderr
+    refused = run("-m", "vaelab", "doctor", "run", "--parts", "pack.other")
+    assert (
+        "mine:Plain, which is not vaelab's and was not registered here; on the command line: vaelab --parts mine.py"
+        in refused.stderr
+    )
+
+
+def test_nothing_that_is_named_is_an_error(capsys):
     assert main(["--parts"]) == 2
     assert main(["recipes", "--parts="]) == 2
-    assert "vaelab: --parts is empty: name a file that registers parts of your own" in capsys.readouterr().err
+    assert main(["recipes", "--parts", "--seed", "1"]) == 2
+    told = "vaelab: --parts is empty: name a file that registers parts of your own"
+    assert capsys.readouterr().err.splitlines() == [told] * 3
+
+
+class TestOptimizersThatAreNotTorchs:
+    """Compiled steps hold Adam's own; another of the same base must not become it."""
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_takes_its_own_steps(self, groups, digits, uncompiled, monkeypatch):
+        class Still(torch.optim.Adam):
+            def step(self, closure=None):
+                return None
+
+        def build(self, parameters, learning_rate):
+            parameters = list(parameters)
+            if groups == 1:
+                return Still(parameters, learning_rate)
+            return torch.optim.Adam([{"params": parameters[:1]}, {"params": parameters[1:]}], 0.0)
+
+        monkeypatch.setattr(specs.Adam, "build", build)
+        run = override(recipe("mlp"), epochs=1, compile="on")
+        before = v.fit(override(run, compile="off"), digits).state_dict()
+        after = v.fit(run, digits).state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        started = Trainer(run, digits, torch.device("cpu")).model.state_dict()
+        if groups == 1:
+            assert all(torch.equal(after[name], value) for name, value in started.items())
+
+
+def test_an_objective_that_looks_at_its_numbers_takes_plain_steps(digits, uncompiled, caplog):
+    @v.register("objective")
+    @dataclasses.dataclass(frozen=True)
+    class Positive(objectives.Objective):
+        word: ClassVar[str] = "positive"
+        weight: float = specs.positive(2.0, "must not be 0")
+
+        def __post_init__(self):
+            if self.weight <= 0:
+                raise ValueError("weight must be above 0")
+
+        def loss(self, means):
+            return means["distortion"] * float(f"{self.weight:.2f}")
+
+    v.fit(override(recipe("mlp"), objective="positive", epochs=1, compile="on"), digits)
+    assert "training steps cannot be compiled" in caplog.text
+    assert "weight must be above 0" in caplog.text
+
+
+def test_every_module_is_under_version_control():
+    """What git ignores is in no clone, and in no package that is built."""
+    root = Path(v.__file__).parent
+    found = subprocess.run(["git", "-C", root, "check-ignore", *root.rglob("*.py")], capture_output=True, text=True)
+    if found.returncode == 128:
+        pytest.skip("no checkout of git")
+    assert found.stdout == ""
 
 
 # --- a part of one's own in every slot --------------------------------------------------------------------------------
@@ -304,9 +419,11 @@ class OwnSchedule:
 
 
 def test_every_slot_takes_a_part_of_ones_own(tmp_path, digits):
-    slots.import_parts([str(RING)])
-    own = [OwnEncoder, OwnPosterior, OwnDecoder, OwnLikelihood, OwnOptimizer, OwnSchedule]
-    for slot, kind in zip(("encoder", "posterior", "decoder", "likelihood", "optimizer", "schedule"), own, strict=True):
+    own.import_parts([str(RING)])
+    kinds = [OwnEncoder, OwnPosterior, OwnDecoder, OwnLikelihood, OwnOptimizer, OwnSchedule]
+    for slot, kind in zip(
+        ("encoder", "posterior", "decoder", "likelihood", "optimizer", "schedule"), kinds, strict=True
+    ):
         v.register(slot)(kind)
     chosen = {slot: list(slots.kinds_by_word(slot))[-1] for slot in slots.SLOTS if slot != "prior"}
     run = override(recipe("mlp"), **chosen, epochs=2, width=16, init="glorot", momentum=0.0, peak=1e-5)
@@ -319,3 +436,107 @@ def test_every_slot_takes_a_part_of_ones_own(tmp_path, digits):
         assert torch.equal(value, resumed.state_dict()[name]), name
         assert torch.equal(value, read.state_dict()[name]), name
     assert main(["evaluate", str(tmp_path / "parts"), "--num-samples", "10"]) == 0
+
+
+def test_the_objective_of_the_page_learns_its_own_network(digits):
+    """As docs/own.md shows it: two groups that share one draw."""
+    page = (RING.parent.parent / "docs" / "own.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "regressor" in block]
+    body: dict = {"nn": nn, "common_parts": objectives.common_parts}
+    exec(
+        "class Shown(Objective):\n    word = 'shown'\n" + textwrap.indent(block, "    "),
+        body | {"Objective": OwnObjective},
+        body,
+    )
+    kind = v.register("objective")(dataclasses.dataclass(frozen=True)(body["Shown"]))
+    trainer = Trainer(override(recipe("mlp"), objective=kind(), learning_rate=0.01, epochs=20), digits, torch.device("cpu"))
+    before = trainer.validate()["validation_missed"]
+    for _ in range(60):
+        trainer.train_step()
+    assert trainer.validate()["validation_missed"] < before / 4
+
+
+# --- mistakes in them, found before training --------------------------------------------------------------------------
+
+
+class Torn(OwnHead):
+    """A head whose posterior can be spoiled."""
+
+    spoil: ClassVar[dict] = {}
+
+    def forward(self, features):
+        qz = super().forward(features)
+        for name, value in self.spoil.items():
+            setattr(qz, name, value(qz))
+        return qz
+
+
+class OwnObjective(objectives.Objective):
+    word: ClassVar[str] = "own-objective"
+
+    def loss(self, means):
+        return means["distortion"] + means["rate"]
+
+
+def mistaken(base, **body):
+    return dataclasses.dataclass(frozen=True)(
+        type("Mistaken", (base,), {"__module__": __name__, "word": "mistaken", **body})
+    )
+
+
+def part_with(base, **body):
+    """A spec whose part has these attributes."""
+    name = f"Mistaken{len(globals())}"
+    globals()[name] = type(name, (base,), body)
+    return mistaken({OwnEncoderNet: OwnEncoder, OwnHead: OwnPosterior, Torn: OwnPosterior, OwnDecoderNet: OwnDecoder,
+                     OwnPixels: OwnLikelihood}[base], part=f"{__name__}:{name}")  # fmt: skip
+
+
+def posterior_with(**spoil):
+    return part_with(Torn, spoil=spoil)
+
+
+def torn_sample(qz):
+    drawn = qz.rsample_and_log_prob
+
+    def spoiled(shape, noise, *, stop=False):
+        z, log_density = drawn(shape, noise, stop=stop)
+        return z, log_density()
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    ("slot", "kind", "message"),
+    [
+        ("encoder", part_with(OwnEncoderNet, forward=lambda self, x: x), r"its features should have the shape \(2, 24\) for 2 images, not \(2, 1, 28, 28\)"),
+        ("encoder", part_with(OwnEncoderNet, forward=lambda self, x: None), "not NoneType"),
+        ("posterior", part_with(OwnHead, forward=lambda self, f: torch.distributions.Normal(f, 1.0)), "its distribution has no rsample_and_log_prob, center, penalty"),
+        ("posterior", posterior_with(rsample_and_log_prob=torn_sample), "the log-density of a sample is to be a function that computes it, or None"),
+        ("decoder", part_with(OwnDecoderNet, forward=lambda self, z: self[0](z)), r"what it gives should have the shape \(2, 1, 28, 28\) for 2 images, not \(2, 784\)"),
+        ("likelihood", part_with(OwnPixels, support="grey"), "its support is to be one of binary, unit, bytes, real"),
+        ("likelihood", part_with(OwnPixels, forward=lambda self, p: torch.distributions.Normal(p, 1.0)), r"log_prob of images should have the shape \(3, 2\) for 2 images, not \(3, 2, 1, 28, 28\)"),
+        ("objective", mistaken(OwnObjective, loss=lambda self, means: 0.5), "its loss for 'model' is to be one number that depends on what is learned, not float"),
+        ("objective", mistaken(OwnObjective, loss=lambda self, means: means["rate"].detach()), "not one number without a gradient"),
+        ("objective", mistaken(OwnObjective, at=lambda self, epoch: None), r"at\(epoch\) is to return the objective"),
+        ("objective", mistaken(OwnObjective, annealing_epochs=lambda self: 3), "annealing_epochs is to be a number: a property"),
+        ("objective", mistaken(OwnObjective, parts=lambda self, *_: None), "parts is to return a dictionary"),
+        ("objective", mistaken(OwnObjective, parts=lambda self, *a: {k: p.mean() for k, p in objectives.Objective.parts(self, *a).items()}), r"the part 'distortion' is to have a row for each image, not the shape \(\)"),
+        ("objective", mistaken(OwnObjective, terms=("distortion", "mist")), r"the term 'mist' is none of its parts \(distortion, rate, penalty\)"),
+        ("objective", mistaken(OwnObjective, shares=lambda self, loss, means: ("modal", loss)), "it trains 'modal', and its groups are model"),
+    ],
+)  # fmt: skip
+def test_a_part_that_breaks_its_contract_is_refused_before_training(slot, kind, message, digits):
+    run = dataclasses.replace(recipe("mlp"), posterior=OwnPosterior(), likelihood=OwnLikelihood())
+    with pytest.raises(UsageError, match=f"--{slot} mistaken: .*{message}"):
+        v.fit(dataclasses.replace(run, **{slot: kind()}), digits)
+
+
+def test_where_pixels_start_is_said_by_a_likelihood_of_several_parameters(digits):
+    run = dataclasses.replace(
+        recipe("mlp"), likelihood=part_with(OwnPixels, params_per_channel=2, start=Likelihood.start)()
+    )
+    with pytest.raises(
+        UsageError, match=r"--init glorot: Mistaken\d+ does not say where its parameters start \(start\)"
+    ):
+        v.fit(override(run, init="glorot"), digits)

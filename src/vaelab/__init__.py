@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vaelab.errors import UsageError as UsageError
     from vaelab.models import VAE as VAE
     from vaelab.objectives import ELBO as ELBO
+    from vaelab.own import register as register
     from vaelab.runs.loading import load_model as load_model
-    from vaelab.slots import register as register
     from vaelab.train import fit as fit
 
 _NAMES = {  # the module of each; all others are modules themselves
@@ -38,7 +38,7 @@ _NAMES = {  # the module of each; all others are modules themselves
     "ELBO": "objectives",
     "fit": "train",
     "load_model": "runs.loading",
-    "register": "slots",
+    "register": "own",
 }
 
 __all__ = [  # noqa: RUF022

@@ -31,7 +31,7 @@ from vaelab.slots import (
     kinds,
     kinds_by_word,
     name_of,
-    registered_as,
+    named,
     unregistered,
 )
 from vaelab.specs import option, positive
@@ -309,7 +309,7 @@ def _decode_value(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         name = str(value.get("kind"))
         allowed: dict[str, type] = {name_of(kind): kind for kind in _members(hint) if isinstance(kind, type)}
-        if (kind := allowed.get(name) or registered_as(name, allowed.values())) is None:
+        if (kind := named(name, allowed.values())) is None:
             if ":" in name:
                 raise UsageError(f"{where} is {unregistered(name)}")
             raise UsageError(f"{where} is of an unknown kind {name!r}{did_you_mean(name, allowed)}")
@@ -331,7 +331,10 @@ def _spec(slot: str, value: Any) -> Any:
         return value
     names = kinds_by_word(slot)
     if dataclasses.is_dataclass(value):
-        raise UsageError(f"{slot} may not be {type(value).__name__}: @vaelab.register({slot!r}) its class first")
+        remedy = "it was registered anew since: make this one of the new class"
+        if name_of(type(value)) not in map(name_of, kinds(slot)):
+            remedy = f"@vaelab.register({slot!r}) its class first"
+        raise UsageError(f"{slot} may not be this {type(value).__name__}: {remedy}")
     if not isinstance(value, str) or value.lower() not in names:
         raise UsageError(f"{slot} {value!r} is not known{did_you_mean(str(value), names)}")
     return names[value.lower()]()

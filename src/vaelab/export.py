@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ def to_onnx(model: VAE, graph: Graph, metadata: Mapping[str, Any], *, opset: int
         except (NotImplementedError, TypeError) as error:
             raise UsageError(f"this model has no {graph} to export: {error}") from error
         except torch.onnx.OnnxExporterError as error:
-            raise FailureError(f"torch cannot export the {graph}: {str(error).splitlines()[0]}") from error
+            remedy = " (vaelab explore RUN, without --static, needs none)" if graph == "scorer" else ""
+            raise FailureError(f"torch cannot export the {graph}: {_reason(error)}{remedy}") from error
     if program is None:
         raise FailureError(f"torch exported no {graph}")
     _only_outputs_have(names_out, program.model.graph)
@@ -199,6 +201,13 @@ def _without_traces(made: Any) -> Any:
             if hasattr(entry, "metadata_props"):
                 del entry.metadata_props[:]
     return made
+
+
+def _reason(error: BaseException) -> str:
+    """What torch says of its first error, in one line without colours: its own words are about its steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[0])
 
 
 @contextlib.contextmanager

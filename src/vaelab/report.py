@@ -396,4 +396,5 @@ def html(facts: Facts) -> str:
 
 def card(facts: Facts) -> str:
     """The model card."""
-    return _filled("card.md", facts)
+    own = [word.removesuffix(".py") for word in parts_of(facts.run) if word != "--parts"]
+    return _filled("card.md", facts, modules=[Path(word).name for word in own])

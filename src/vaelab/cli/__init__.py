@@ -29,7 +29,7 @@ from vaelab.cli.showing import animate, draw, interpolate, reconstruct, sample, 
 from vaelab.cli.training import recipes, run_training, train
 from vaelab.cli.tuning import tune_latent
 from vaelab.errors import FailureError, InterruptedRun, UsageError, did_you_mean
-from vaelab.slots import import_parts
+from vaelab.own import import_parts
 
 log = logging.getLogger("vaelab")
 
@@ -123,7 +123,7 @@ def _taken_out(arguments: list[str]) -> tuple[list[str], list[str]]:
         flag, equals, value = argument.partition("=")
         if flag != "--parts":
             rest.append(argument)
-        elif name := value if equals else next(left, ""):
+        elif (name := value if equals else next(left, "")) and not name.startswith("-"):
             parts.append(name)
         else:
             raise UsageError("--parts is empty: name a file that registers parts of your own")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaelab.distribution import Unchecked
+from vaelab.errors import UsageError
 from vaelab.specs.spec import SpecT
 
 # Pixels in {0, 1}; reals in [0, 1]; the 256 levels v/255; reals.
@@ -42,7 +43,13 @@ class Likelihood(nn.Module, ABC, Generic[SpecT]):
         """Map (*leading, P*C, H, W) to a distribution of event shape (C, H, W)."""
 
     def start(self, mean: Tensor) -> Tensor:
-        """Parameters (P*C, H, W) whose distribution has about this mean (C, H, W), strictly between 0 and 1: logits."""
+        """Parameters (P*C, H, W) whose distribution has about this mean (C, H, W), strictly between 0 and 1: logits.
+
+        Raises:
+            UsageError: if P is not 1: such a likelihood says it itself.
+        """
+        if self.params_per_channel != 1:
+            raise UsageError(f"--init glorot: {type(self).__name__} does not say where its parameters start (start)")
         return mean.logit()
 
 

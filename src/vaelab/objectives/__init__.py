@@ -19,6 +19,7 @@ from vaelab.objectives.matching import MMD as MMD
 from vaelab.objectives.objective import Group as Group
 from vaelab.objectives.objective import Loss as Loss
 from vaelab.objectives.objective import Objective as Objective
+from vaelab.objectives.objective import common_parts as common_parts
 from vaelab.objectives.objective import elbo_terms as elbo_terms
 from vaelab.objectives.objective import sum_parts as sum_parts
 from vaelab.objectives.objective import terms_as_defined as terms_as_defined

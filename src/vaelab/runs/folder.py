@@ -22,12 +22,20 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from vaelab import __version__
-from vaelab.runs.checkpoint import append_line, load_tensors, read_json, read_lines, save_tensors, write_bytes, write_json
 from vaelab.config import Run, flat, from_json, to_json
 from vaelab.data.sources import IN_MEMORY, MADE, NAMED
 from vaelab.errors import FailureError, NotFiniteError, UsageError
-from vaelab.specs import WarmupCosine
+from vaelab.runs.checkpoint import (
+    append_line,
+    load_tensors,
+    read_json,
+    read_lines,
+    save_tensors,
+    write_bytes,
+    write_json,
+)
 from vaelab.slots import SLOTS, parts_of
+from vaelab.specs import WarmupCosine
 
 log = logging.getLogger("vaelab")
 

@@ -9,8 +9,8 @@ from typing import Any
 from vaelab.config import from_json
 from vaelab.data.datasets import Dataset, load
 from vaelab.errors import FailureError, UsageError
-from vaelab.runs.folder import RunFolder
 from vaelab.models import VAE
+from vaelab.runs.folder import RunFolder
 from vaelab.training.trainer import build_model
 
 

@@ -7,6 +7,8 @@ import math
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
+from vaelab.errors import UsageError
+
 Shape = tuple[int, int, int]  # channels, height, width of one image
 Activation = Literal["relu", "tanh", "silu", "gelu", "gated"]  # gated: a * sigmoid(b), of two linear maps a and b
 
@@ -43,9 +45,16 @@ class Spec:
             cls.part = f"{cls.__module__.replace('.specs', '')}:{cls.__name__}"
 
     def build(self, *shape: Any) -> Any:
-        """Make the part for the given shapes. The part is ``torch.nn.Module(spec, *shape)``."""
-        module, name = self.part.split(":")
-        return getattr(import_module(module), name)(self, *shape)
+        """Make the part for the given shapes. The part is ``torch.nn.Module(spec, *shape)``.
+
+        Raises:
+            UsageError: if there is no class of the name that ``part`` gives.
+        """
+        module, _, name = self.part.partition(":")
+        found = getattr(import_module(module), name, None)
+        if found is None:
+            raise UsageError(f"{type(self).__name__} is made by {self.part}, and there is no such class")
+        return found(self, *shape)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)

@@ -341,7 +341,9 @@ def _graph_of(
     """
     try:
         return make_fx(function, table, tracing_mode="fake")(*inputs)
-    except (RuntimeError, AssertionError) as error:
+    except CannotCompileError:
+        raise
+    except Exception as error:  # what is wrong without tracing too is raised again by the plain step
         raise CannotCompileError(reason(error)) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaelab.objectives import Objective
 from vaelab.runtime import Noise, Sampler
-from vaelab.training.updates import on_device
+from vaelab.training.updates import CannotCompileError, on_device
 
 Request = tuple[Sampler, str, tuple[int, ...]]
 """Some noise that was asked for: sampler, stream and shape."""
@@ -59,9 +59,20 @@ class Weights:
     def without(self, objective: Objective) -> Objective:
         """The objective but for its numbers: what a compiled function is made for."""
         self.of(objective)
-        return cast(Objective, replace(cast(Any, objective), **dict.fromkeys(self._names or (), 0.0)))
+        return _with(objective, dict.fromkeys(self._names or (), 0.0))
 
     def put(self, objective: Objective, tensors: Sequence[Tensor]) -> Objective:
         """The objective with tensors in place of them."""
-        given = dict(zip(self._names or (), tensors, strict=True))
-        return cast(Objective, replace(cast(Any, objective), **given))
+        return _with(objective, dict(zip(self._names or (), tensors, strict=True)))
+
+
+def _with(objective: Objective, numbers: Mapping[str, Any]) -> Objective:
+    """The objective with these in place of its numbers.
+
+    Raises:
+        CannotCompileError: where it cannot be made of them, as it checks or needs them when it is made.
+    """
+    try:
+        return cast(Objective, replace(cast(Any, objective), **numbers))
+    except Exception as error:
+        raise CannotCompileError(f"{type(objective).__name__} looks at its numbers when it is made: {error}") from error

@@ -50,6 +50,7 @@ from vaelab.runtime import (
 from vaelab.specs import Shape, Spec
 from vaelab.training.compiling import choose
 from vaelab.training.stepping import COMMON, CompiledStep, PlainStep, Step, term_names
+from vaelab.training.trial import require_contract
 from vaelab.training.updates import AdamUpdate, CannotCompileError, MovingAverage
 
 log = logging.getLogger("vaelab")
@@ -105,6 +106,7 @@ class Trainer:
         if isinstance(self.model.posterior_head, VectorQuantized):
             self._start_codebook(self.model.posterior_head)
         self.networks = self._build_networks()
+        require_contract(run, self.model, self.networks)
         self._no_parts = self._require_fit()
         self.names = term_names(run.objective)
         self.groups = run.objective.groups(self.model, self.networks)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class CannotCompileError(Exception):
     """An objective or an optimizer that the compiled step cannot carry; the message says which."""
+
+
+def _is_torchs_adam(optimizer: Optimizer) -> bool:
+    """Whether it takes the step of torch's Adam or AdamW, and no other of the same base."""
+    taken = inspect.unwrap(type(optimizer).step)
+    return isinstance(optimizer, Adam) and taken in (inspect.unwrap(Adam.step), inspect.unwrap(AdamW.step))
 
 
 @final
@@ -43,9 +50,10 @@ class AdamUpdate:
         self._moments: dict[str, list[Tensor]] = {name: [] for name in optimizers}
         steps: list[Tensor] = []
         for name, optimizer in optimizers.items():
-            (settings,) = optimizer.param_groups
+            settings = optimizer.param_groups[0]
             if (
-                not isinstance(optimizer, Adam) or settings["amsgrad"] or settings["maximize"]
+                not _is_torchs_adam(optimizer) or len(optimizer.param_groups) > 1
+                or settings["amsgrad"] or settings["maximize"]
                 or (settings["weight_decay"] and not settings["decoupled_weight_decay"])
             ):  # fmt: skip
                 raise CannotCompileError(f"{type(optimizer).__name__} with these settings")

@@ -1,0 +1,193 @@
+"""Parts of one's own: registered, they fill the slots of a run as vaelab's do.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from vaelab import objectives, specs
+from vaelab.config import Run, flat, from_json, to_json
+from vaelab.errors import UsageError, did_you_mean
+from vaelab.slots import SLOTS, count_of_registered, holding, kinds_by_word, name_of
+
+PARTS = "VAELAB_PARTS"
+"""The environment variable that names files or modules which register parts, as ``--parts`` does."""
+
+_NEEDS = {"objective": ("loss",), "optimizer": ("build",), "schedule": ("schedule", "warmup_epochs")}
+_TAKEN = {"out", "resume", "help", "parts", "kind", *SLOTS, *(f"{slot}_kind" for slot in SLOTS)}
+
+KindT = TypeVar("KindT", bound=type)
+
+
+def register(slot: str) -> Callable[[KindT], KindT]:
+    """Let specs or objectives from outside vaelab fill a slot, as a class decorator.
+
+    From then on they are what vaelab's own are: words and flags of the command line, settings of ``override``, and
+    runs that hold them are written to run folders and read back, in every program that registers them first:
+    ``import`` their module in Python, or name it to the command line, ``vaelab --parts FILE COMMAND ...``. Nothing is
+    imported because a run folder says so. A class may be registered anew, as when a cell is run again.
+
+    Args:
+        slot: encoder, posterior, prior, decoder, likelihood, objective, optimizer or schedule.
+
+    Raises:
+        UsageError: if the class cannot fill the slot, naming what it lacks.
+
+    Example::
+
+        @vaelab.register("objective")
+        @dataclass(frozen=True)
+        class SquaredRate(vaelab.objectives.Objective):
+            word = "squared-rate"
+            scale: float = vaelab.specs.positive(10.0, "nats at which the square is the rate itself")
+
+            def loss(self, means):
+                return means["distortion"] + means["penalty"] + means["rate"] ** 2 / self.scale
+    """
+    if isinstance(slot, type):
+        raise UsageError("write @vaelab.register(SLOT), as @vaelab.register('prior')")
+    if slot not in SLOTS:
+        raise UsageError(f"a run has no slot {slot!r}{did_you_mean(slot, SLOTS)}")
+
+    def add(kind: KindT) -> KindT:
+        name = f"{_module_of(kind)}:{kind.__qualname__}"
+        what = f"{kind.__qualname__} cannot be registered as {slot}"
+        if reason := _lack(slot, kind) or _clash(slot, kind, name):
+            raise UsageError(f"{what}: {reason}")
+        with holding(slot, name, kind):
+            try:
+                _try(slot, kind)
+            except Exception as error:
+                raise UsageError(f"{what}: {error}") from error
+        return kind
+
+    return add
+
+
+def _module_of(kind: type) -> str:
+    """The module by which others import the class: of a script that is run, its file's name."""
+    if kind.__module__ != "__main__":
+        return kind.__module__
+    main = sys.modules["__main__"]
+    if (spec := getattr(main, "__spec__", None)) is not None:  # python -m module
+        return spec.name
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def _lack(slot: str, kind: type) -> str | None:
+    """What a class lacks to be a spec of this slot."""
+    if "__dataclass_params__" not in vars(kind) or not vars(kind)["__dataclass_params__"].frozen:
+        return "make it a frozen dataclass"
+    base = objectives.Objective if slot == "objective" else object if slot in _NEEDS else specs.Spec
+    if not issubclass(kind, base):
+        return f"make it a subclass of vaelab.{base.__module__.split('.')[1]}.{base.__name__}"
+    missing = [name for name in _NEEDS.get(slot, ("build",)) if not hasattr(kind, name)]
+    if missing or inspect.isabstract(kind):
+        return f"it has no {', '.join(missing or sorted(vars(kind)['__abstractmethods__']))}"
+    if issubclass(kind, specs.Spec) and kind.build is specs.Spec.build:
+        itself = kind.part in (f"{kind.__module__}:{kind.__qualname__}", f"{kind.__module__}:{kind.__name__}")
+        if itself or not re.fullmatch(r"[^:]+:\w+", kind.part):
+            return 'name the module that it makes: part = f"{__name__}:CLASS"'
+    if not re.fullmatch("[a-z0-9][a-z0-9-]*", str(vars(kind).get("word"))):
+        return 'give it a word of its own to be chosen by, in small letters: word = "ring"'
+    for field in dataclasses.fields(cast(Any, kind)):
+        if not {"help", "flag", "aliases"} <= field.metadata.keys():
+            return f"declare {field.name} by vaelab.specs.option(default, help)"
+    return None
+
+
+def _clash(slot: str, kind: type, name: str) -> str | None:
+    """Which of its names is another's."""
+    word = vars(kind)["word"]
+    if (other := kinds_by_word(slot).get(word)) is not None and name_of(other) != name:
+        return f"the word {word!r} is that of {other.__qualname__}"
+    general = {name for name, leaf in flat(Run(recipe="trial")).items() if leaf.slot not in SLOTS}
+    for field in dataclasses.fields(cast(Any, kind)):
+        for given in filter(None, (field.name, field.metadata["flag"], *field.metadata["aliases"])):
+            if given in _TAKEN | general:
+                return f"the name {given!r} is taken on the command line"
+            if not given.isidentifier():
+                return f"{given!r} is no name of a setting: letters, digits and _"
+    return None
+
+
+def _try(slot: str, kind: type) -> None:
+    """Write a run that holds it, with its defaults, and read it back."""
+    run = Run(recipe="trial", **{slot: kind()})
+    if from_json(json.loads(json.dumps(to_json(run)))) != run:
+        raise UsageError("its settings are not the same when they are read back from JSON")
+    aliases = [alias for leaf in flat(run).values() for alias in leaf.aliases]
+    if clash := sorted(alias for alias in aliases if alias in flat(run) or aliases.count(alias) > 1):
+        raise UsageError(f"the name {clash[0]!r} is taken on the command line")
+
+
+# --- files that register them ---------------------------------------------------------------------------------------
+
+
+def import_parts(names: Iterable[str]) -> None:
+    """Import files or modules that register parts, once each; those of ``$VAELAB_PARTS`` first.
+
+    Processes that this one starts do the same. A file is a module of its stem's name, and finds what lies beside it.
+
+    Raises:
+        UsageError: naming one that cannot be imported, and why.
+    """
+    wanted = dict.fromkeys([*filter(None, os.environ.get(PARTS, "").split(os.pathsep)), *names])
+    if not wanted:
+        return
+    found = [str(Path(name).resolve()) if name.endswith(".py") else name for name in wanted]
+    os.environ[PARTS] = os.pathsep.join(dict.fromkeys(found))
+    for name in found:
+        try:
+            _import(name)
+        except (Exception, SystemExit) as error:
+            # The line of the file, and not of what it calls, tells what to mend.
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [getattr(error, "lineno", None), *(frame.lineno for frame in frames if frame.filename == name)]
+            at = "".join(f", line {line}" for line in lines[-1:] if line)
+            if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
+                raise UsageError(f"--parts {name}: no file that ends in .py, and no module of this name") from error
+            why = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("UsageError: ")
+            raise UsageError(f"--parts {name}{at}: {why}") from error
+    if count_of_registered() == 0:
+        raise UsageError(f"--parts {' '.join(found)}: nothing is registered there (@vaelab.register(SLOT))")
+
+
+def _import(name: str) -> None:
+    folder, stem = (str(Path(name).parent), Path(name).stem) if name.endswith(".py") else (str(Path.cwd()), "")
+    if not stem:
+        _search(folder)
+        importlib.import_module(name)
+        return
+    if not Path(name).is_file():
+        raise UsageError("there is no such file (a module is named without .py)")
+    if "." in stem:
+        raise UsageError("a module's name has no dot: rename the file")
+    importlib.invalidate_caches()  # the file may be new
+    loaded = sys.modules.get(stem)
+    found = getattr(loaded, "__spec__", None) if loaded is not None else importlib.util.find_spec(stem)
+    if loaded is not None or found is not None:
+        file = getattr(loaded, "__file__", None) or getattr(found, "origin", None)
+        if file is None or str(Path(file).resolve()) != name:
+            raise UsageError(f"another module is called {stem}: rename the file")
+    _search(folder)
+    importlib.import_module(stem)
+
+
+def _search(folder: str) -> None:
+    """Look for modules in this folder too, after all others."""
+    if folder not in sys.path:
+        sys.path.append(folder)
