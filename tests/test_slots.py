@@ -449,7 +449,9 @@ def test_the_objective_of_the_page_learns_its_own_network(digits):
         body,
     )
     kind = v.register("objective")(dataclasses.dataclass(frozen=True)(body["Shown"]))
-    trainer = Trainer(override(recipe("mlp"), objective=kind(), learning_rate=0.01, epochs=20), digits, torch.device("cpu"))
+    trainer = Trainer(
+        override(recipe("mlp"), objective=kind(), learning_rate=0.01, epochs=20), digits, torch.device("cpu")
+    )
     before = trainer.validate()["validation_missed"]
     for _ in range(60):
         trainer.train_step()
