@@ -24,6 +24,7 @@ from vaelab.posteriors import Head, NormalPosterior
 from vaelab.recipes import recipe
 from vaelab.runtime import StepNoise
 from vaelab.training.trainer import Trainer
+from vaelab.training.trial import require_contract
 
 RING = Path(__file__).parent.parent / "examples" / "ring.py"
 
@@ -532,6 +533,18 @@ def test_a_part_that_breaks_its_contract_is_refused_before_training(slot, kind, 
     run = dataclasses.replace(recipe("mlp"), posterior=OwnPosterior(), likelihood=OwnLikelihood())
     with pytest.raises(UsageError, match=f"--{slot} mistaken: .*{message}"):
         v.fit(dataclasses.replace(run, **{slot: kind()}), digits)
+
+
+def test_the_trial_leaves_the_users_random_numbers_and_the_model_as_they_were(digits):
+    run = dataclasses.replace(recipe("mlp"), encoder=OwnEncoder(), objective=mistaken(OwnObjective)())
+    trainer = Trainer(run, digits, torch.device("cpu"))
+    before, weights = torch.get_rng_state(), {k: t.clone() for k, t in trainer.model.state_dict().items()}
+    trainer.model.train()
+    require_contract(run, trainer.model, trainer.networks)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert trainer.model.training
+    assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 def test_where_pixels_start_is_said_by_a_likelihood_of_several_parameters(digits):

@@ -17,7 +17,7 @@ from vaelab.errors import UsageError
 from vaelab.likelihoods.likelihood import Support
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Objective
-from vaelab.runtime import RowNoise
+from vaelab.runtime import RowNoise, seeded
 from vaelab.slots import SLOTS
 
 B, K = 2, 3
@@ -39,10 +39,11 @@ def require_contract(run: Run, model: VAE, networks: nn.ModuleDict) -> None:
     model.eval()
     networks.eval()
     try:
-        with torch.no_grad():
-            _require_parts(run, model)
-        if "objective" in foreign:
-            _require_objective(run.objective, model, networks)
+        with seeded(0, next(model.parameters()).device):  # torch's distributions draw from the global generator
+            with torch.no_grad():
+                _require_parts(run, model)
+            if "objective" in foreign:
+                _require_objective(run.objective, model, networks)
     finally:
         model.train(training)
         networks.train(training)
