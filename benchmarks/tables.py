@@ -154,9 +154,9 @@ def sweep_table(name: str) -> str:
     return table(("", "reconstruction", "KL", "−ELBO", "epochs", "seconds"), rows, below)
 
 
-def speed_table(work: str) -> str:
+def speed_table(work: str, measured: str = "training") -> str:
     """Training speed of every side that does this work (``mlp`` or ``conv``), against the first of them."""
-    result = _read("training")
+    result = _read(measured)
     chosen = [name for name, side in SIDES.items() if side.work == work and name in result["repeats"][0]]
     rivals = [name for name in chosen if SIDES[name].peer] or chosen[:1]
     against = [f"{SIDES[name].what.partition(',')[0]} ÷ this" for name in rivals]
@@ -470,6 +470,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "augmentation": partial(sweep_table, "augmentation"),
     "speed-mlp": partial(speed_table, "mlp"),
     "speed-conv": partial(speed_table, "conv"),
+    "speed-mlp-without-amx": partial(speed_table, "mlp", "training-without-amx"),
+    "speed-conv-without-amx": partial(speed_table, "conv", "training-without-amx"),
     "ceilings": ceilings_table,
     "time-fast": partial(time_table, "fast"),
     "scaling": scaling_table,

@@ -230,3 +230,18 @@ def test_a_missing_package_is_named_with_its_remedy(run, monkeypatch, capsys, pa
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == package else find(name, *a))
     assert main(["export", str(run), *arguments]) == 2
     assert f"exporting needs {package}: pip install {package}" in capsys.readouterr().err
+
+
+def test_what_torch_cannot_export_is_said_in_one_line_without_colours(monkeypatch):
+    model = build_model(recipe("mlp"), (1, 28, 28)).eval()
+
+    def fail(*_, **__):
+        try:
+            raise ValueError("no function for \x1b[96mlgamma\x1b[0m\nand more")
+        except ValueError as error:
+            raise torch.onnx.OnnxExporterError("Failed. This is step 3/3") from error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(FailureError) as refused:
+        export.to_onnx(model, "decoder", {})
+    assert str(refused.value) == "torch cannot export the decoder: ValueError: no function for lgamma"

@@ -27,6 +27,7 @@ from vaelab.models import VAE
 from vaelab.posteriors import Posterior
 from vaelab.posteriors.codes import VectorQuantized
 from vaelab.runtime import Noise, Sampler, generator, seeded
+from vaelab.training.compiling import reason
 
 Graph = Literal["encoder", "decoder", "scorer"]
 OPSET = 18  # what torch's exporter is made for; runtimes of 2023 and later read it
@@ -177,7 +178,7 @@ def to_onnx(model: VAE, graph: Graph, metadata: Mapping[str, Any], *, opset: int
             raise UsageError(f"this model has no {graph} to export: {error}") from error
         except torch.onnx.OnnxExporterError as error:
             remedy = " (vaelab explore RUN, without --static, needs none)" if graph == "scorer" else ""
-            raise FailureError(f"torch cannot export the {graph}: {_reason(error)}{remedy}") from error
+            raise FailureError(f"torch cannot export the {graph}: {_in_one_line(error)}{remedy}") from error
     if program is None:
         raise FailureError(f"torch exported no {graph}")
     _only_outputs_have(names_out, program.model.graph)
@@ -203,11 +204,11 @@ def _without_traces(made: Any) -> Any:
     return made
 
 
-def _reason(error: BaseException) -> str:
-    """What torch says of its first error, in one line without colours: its own words are about its steps."""
-    while error.__cause__ is not None:
+def _in_one_line(error: Exception) -> str:
+    """What torch says of its first error, without colours: the last one's words are about the exporter's steps."""
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[0])
+    return re.sub(r"\x1b\[[0-9;]*m", "", reason(error))
 
 
 @contextlib.contextmanager

@@ -167,27 +167,26 @@ def import_parts(names: Iterable[str]) -> None:
 
 
 def _import(name: str) -> None:
-    folder, stem = (str(Path(name).parent), Path(name).stem) if name.endswith(".py") else (str(Path.cwd()), "")
-    if not stem:
-        _search(folder)
+    if not name.endswith(".py"):
+        _search(Path.cwd())
         importlib.import_module(name)
         return
-    if not Path(name).is_file():
+    file, stem = Path(name), Path(name).stem
+    if not file.is_file():
         raise UsageError("there is no such file (a module is named without .py)")
     if "." in stem:
         raise UsageError("a module's name has no dot: rename the file")
     importlib.invalidate_caches()  # the file may be new
-    loaded = sys.modules.get(stem)
-    found = getattr(loaded, "__spec__", None) if loaded is not None else importlib.util.find_spec(stem)
-    if loaded is not None or found is not None:
-        file = getattr(loaded, "__file__", None) or getattr(found, "origin", None)
-        if file is None or str(Path(file).resolve()) != name:
+    found = sys.modules.get(stem) or importlib.util.find_spec(stem)
+    if found is not None:
+        other = getattr(found, "__file__", None) or getattr(found, "origin", None)
+        if other is None or Path(other).resolve() != file:
             raise UsageError(f"another module is called {stem}: rename the file")
-    _search(folder)
+    _search(file.parent)
     importlib.import_module(stem)
 
 
-def _search(folder: str) -> None:
+def _search(folder: Path) -> None:
     """Look for modules in this folder too, after all others."""
-    if folder not in sys.path:
-        sys.path.append(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -33,7 +33,7 @@ from vaelab.recipes import RECIPES, flags_of, recipe
 from vaelab.runs.checkpoint import read_json
 from vaelab.runs.folder import RunFolder
 from vaelab.runs.loading import data_of
-from vaelab.slots import SLOTS, parts_of
+from vaelab.slots import SLOTS, parts_of, sources_of
 
 HEADLINES = {
     "negative_elbo": "−ELBO",
@@ -115,9 +115,8 @@ def _measured(path: Path) -> bool:
 
 def command_of(run: Run, name: str) -> str:
     """The command that trains a run: its recipe, and what was chosen otherwise. A path is given by its last part."""
-    parts = [Path(word).name for word in parts_of(run)]
     flags = flags_of(override(run, data=Path(run.data.source).name))
-    return shlex.join(["vaelab", *parts, "train", run.recipe, *flags, "--out", name])
+    return shlex.join(["vaelab", *parts_of(run, whole=False), "train", run.recipe, *flags, "--out", name])
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -396,5 +395,6 @@ def html(facts: Facts) -> str:
 
 def card(facts: Facts) -> str:
     """The model card."""
-    own = [word.removesuffix(".py") for word in parts_of(facts.run) if word != "--parts"]
-    return _filled("card.md", facts, modules=[Path(word).name for word in own])
+    return _filled(
+        "card.md", facts, modules=[Path(source).name.removesuffix(".py") for source in sources_of(facts.run)]
+    )

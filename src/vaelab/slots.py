@@ -11,6 +11,7 @@ import sys
 import typing
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, cast
 
 from vaelab import objectives, specs
@@ -106,10 +107,20 @@ def count_of_registered() -> int:
     return sum(map(len, _added.values()))
 
 
-def parts_of(run: Any) -> list[str]:
-    """The flags of the command line by which the registered parts of a run become known: ``--parts FILE`` for each."""
+def sources_of(run: Any) -> list[str]:
+    """Files, or modules of packages, that register parts of a run."""
     own = [kind for slot in SLOTS if (kind := type(getattr(run, slot))) in _names]
-    return [word for file in dict.fromkeys(filter(None, map(_file_of, own))) for word in ("--parts", file)]
+    return list(dict.fromkeys(filter(None, map(_file_of, own))))
+
+
+def parts_of(run: Any, *, whole: bool = True) -> list[str]:
+    """The flags of the command line by which the registered parts of a run become known.
+
+    Args:
+        run: a ``Run``.
+        whole: with the way to each file; else its name alone, as in what others are to read.
+    """
+    return [word for file in sources_of(run) for word in ("--parts", file if whole else PurePath(file).name)]
 
 
 def _file_of(kind: type) -> str | None:

@@ -77,9 +77,9 @@ def refit(
     with computing_with(threads):
         trained, model, data = opened(run)
         found = refitting.refit(trained, model, data, spec, how)
-        parts = [Path(word).name for word in parts_of(trained)]
-        words = ["vaelab", *parts, "refit", run.resolve().name, "--prior", prior, *_words(given), "--seed", str(seed)]
-        refitting.write(source, target, found, how, shlex.join([*words, "--out", path.name]))
+        words = ["vaelab", *parts_of(trained, whole=False), "refit", run.resolve().name, "--prior", prior]
+        command = shlex.join([*words, *_words(given), "--seed", str(seed), "--out", path.name])
+        refitting.write(source, target, found, how, command)
         pictures.draw_at_end(found.run, found.model, data, target.history(), target.best_epoch(), path)
     _say(found, trained.prior, spec)
     logging.getLogger("vaelab").info("into %s; test numbers: vaelab evaluate %s", path, shlex.quote(str(path)))
