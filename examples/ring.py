@@ -1,6 +1,7 @@
-"""A prior and an objective of one's own: a ring in the plane, and a rate that is led to a target.
+"""A prior and an objective of one's own: a ring in the plane, and a rate that is led to a target. A recipe of both.
 
-    vaelab --parts examples/ring.py train mlp-2d --prior ring --objective rate-target --out runs/ring
+    vaelab --parts examples/ring.py train on-a-ring --out runs/ring
+    vaelab --parts examples/ring.py train mlp-2d --prior ring --radius 4 --out runs/larger
     vaelab --parts examples/ring.py evaluate runs/ring
 
 In Python: ``import ring``, and ``vaelab.load_model("runs/ring")`` knows what they are.
@@ -92,3 +93,9 @@ class RateTarget(Objective):
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """The loss, of the means of what each image has (``Objective.parts``)."""
         return means["distortion"] + means["penalty"] + self.pull * (means["rate"] - self.target) ** 2
+
+
+@v.register("recipe")
+def on_a_ring() -> v.Run:
+    """MLP VAE whose latents lie around a circle, at a rate of 6 nats an image."""
+    return v.override(v.recipes.mlp_2d(), prior="ring", objective="rate-target", target=6.0)

@@ -26,6 +26,7 @@ from vaelab.errors import FailureError
 from vaelab.evaluate.features import train_extractor
 from vaelab.measuring import extractors
 from vaelab.processes.sharing import SharedMemory, Table
+from vaelab.recipes import RECIPES
 from vaelab.training import stepping
 
 
@@ -90,10 +91,14 @@ def nothing_registered(monkeypatch):
     """What a test registers and imports as a part is forgotten when it ends."""
     monkeypatch.setattr(slots, "_added", {slot: {} for slot in slots.SLOTS})
     monkeypatch.setattr(slots, "_names", {})
+    recipes_before = dict(RECIPES)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv(own.PARTS, "")
     before = set(sys.modules)
     yield
+    slots.recipes_added.clear()
+    RECIPES.clear()
+    RECIPES.update(recipes_before)
     for file in map(Path, filter(None, os.environ[own.PARTS].split(os.pathsep))):
         if file.stem not in before:
             sys.modules.pop(file.stem, None)

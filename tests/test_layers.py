@@ -11,9 +11,9 @@ LAYERS = [
     {"errors", "schedules", "runtime", "divergences", "specs", "samplers", "processes", "labels"},
     {"distribution", "networks", "flows", "likelihoods", "priors", "posteriors"},
     {"models", "objectives"},
-    {"config", "slots", "own", "data", "progress", "training", "runs", "train"},
+    {"config", "slots", "data", "progress", "training", "runs", "train"},
     {"evaluate", "diagnose", "figures", "export"},
-    {"recipes", "drawing", "measuring", "studies", "refit", "report", "explorer", "cli", "__main__", "__init__"},
+    {"recipes", "own", "drawing", "measuring", "studies", "refit", "report", "explorer", "cli", "__main__", "__init__"},
 ]
 
 

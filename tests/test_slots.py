@@ -1,6 +1,7 @@
 """Parts of one's own: registered, they are what vaelab's are; not registered, they are named and refused."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from vaelab.config import from_json, override, to_json
 from vaelab.errors import UsageError
 from vaelab.likelihoods import Likelihood
 from vaelab.posteriors import Head, NormalPosterior
-from vaelab.recipes import recipe
+from vaelab.recipes import RECIPES, part_of, recipe
 from vaelab.runtime import StepNoise
 from vaelab.training.trainer import Trainer
 from vaelab.training.trial import require_contract
@@ -42,6 +43,9 @@ def forget():
     """As another program, that knows nothing of the parts."""
     for added in slots._added.values():
         added.clear()
+    for name in slots.recipes_added:
+        del RECIPES[name]
+    slots.recipes_added.clear()
     sys.modules.pop("ring", None)
     os.environ[own.PARTS] = ""
 
@@ -555,3 +559,123 @@ def test_where_pixels_start_is_said_by_a_likelihood_of_several_parameters(digits
         UsageError, match=r"--init glorot: Mistaken\d+ does not say where its parameters start \(start\)"
     ):
         v.fit(override(run, init="glorot"), digits)
+
+
+class TestARecipe:
+    def test_is_a_run_of_its_name(self, ring):
+        run = v.recipes.on_a_ring()
+        assert run == recipe("on-a-ring") == ring.on_a_ring()
+        assert (run.recipe, run.prior, run.objective) == ("on-a-ring", ring.Ring(), ring.RateTarget(target=6.0))
+        assert slots.sources_of(
+            dataclasses.replace(run, prior=specs.StandardNormal(), objective=objectives.ELBO())
+        ) == [os.path.relpath(RING)]
+
+    def test_is_listed_trained_resumed_and_reproduced(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        parts, few = f"--parts={RING}", ["--data", "digits", "--epochs", "1"]
+        assert main(["recipes", parts]) == 0
+        assert "source ring.py; no comparable number is published" in " ".join(capsys.readouterr().out.split())
+        assert main(["train", "on-a-ring", "--width", "0.2", *few, "--out", "run", parts]) == 0
+        forget()
+        assert main(["train", "on-a-ring", "--epochs", "2", "--out", "run", "--resume"]) == 2
+        assert "one of your own is known by vaelab --parts FILE" in capsys.readouterr().err
+        assert main(["train", "on-a-ring", "--epochs", "2", "--out", "run", "--resume", parts]) == 0
+        assert json.loads(Path("run/config.json").read_text())["run"]["prior"]["width"] == 0.2
+        assert main(["reproduce", "on-a-ring", *few, parts]) == 0
+        assert "| `on-a-ring` | rate | – |" in Path("runs/reproduce/reproduce.md").read_text()
+
+    def test_shows_what_its_source_publishes(self, capsys):
+        @v.register("recipe", source="a paper", published={"psnr": 20, "rate": 9.5, "nll_100": 98})
+        def small():
+            """An MLP VAE of two latents."""
+            return override(v.recipes.mlp_2d(), data="digits")
+
+        assert main(["recipes"]) == 0
+        assert "source a paper; published (MNIST test): psnr 20.00, rate 9.50, nll_100 98.00" in " ".join(
+            capsys.readouterr().out.split()
+        )
+
+    def test_may_be_registered_anew_and_is_no_other_ones(self):
+        def define(beta):
+            @v.register("recipe")
+            def heavy():
+                """An MLP VAE."""
+                return override(v.recipes.mlp(), beta=beta)
+
+        define(2.0)
+        define(3.0)
+        assert recipe("heavy").objective.beta == 3
+
+        def other():
+            @v.register("recipe")
+            def heavy():
+                """Another."""
+                return v.recipes.mlp()
+
+        with pytest.raises(UsageError, match="heavy cannot be registered as recipe: another recipe is called heavy"):
+            other()
+
+    def test_of_vaelab_publishes_what_an_evaluation_measures(self):
+        for entry in RECIPES.values():
+            assert all(map(part_of, (*entry.published, *entry.shown)))
+
+
+def mlp():
+    """It has the name of one of vaelab's."""
+    return recipe("mlp-2d")
+
+
+def mine(needed):
+    """It needs an argument."""
+
+
+def bare():
+    return recipe("mlp")
+
+
+def broken():
+    """It fails."""
+    raise KeyError("no")
+
+
+def none():
+    """It returns nothing."""
+
+
+def with_own_part():
+    """Its encoder was not registered."""
+    return dataclasses.replace(recipe("mlp"), encoder=OwnEncoder())
+
+
+def fine():
+    """It is as it should be"""
+    return recipe("mlp")
+
+
+@pytest.mark.parametrize(
+    ("function", "about", "message"),
+    [
+        (mlp, {}, "another recipe is called mlp"),
+        (mine, {}, "make it a function without arguments"),
+        (OwnEncoder, {}, "make it a function without arguments"),
+        (bare, {}, "say in its docstring what it is"),
+        (broken, {}, "'no'"),
+        (none, {}, "it returns NoneType, not a vaelab.Run"),
+        (with_own_part, {}, "the run.encoder is of an unknown kind 'OwnEncoder'"),
+        (fine, {"published": {"nll": 84.0}}, "no number 'nll'; choose one of active_units, .*nll_5000"),
+        (fine, {"published": {"rat": 84.0}}, r"no number 'rat'; did you mean 'rate'\?"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(function, about, message):
+    before = dict(RECIPES)
+    with pytest.raises(UsageError, match=f"{function.__name__} cannot be registered as recipe: .*{message}"):
+        v.register("recipe", **about)(function)
+    assert before == RECIPES
+    assert slots.count_of_registered() == 0
+
+
+def test_a_source_is_of_a_recipe():
+    with pytest.raises(UsageError, match="source and published are of a recipe, not of a kind of prior"):
+        v.register("prior", source="a paper")
+    with pytest.raises(UsageError, match="cannot be registered as prior: it is no class"):
+        v.register("prior")(fine)

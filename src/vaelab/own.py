@@ -1,4 +1,4 @@
-"""Parts of one's own: registered, they fill the slots of a run as vaelab's do.
+"""Parts and recipes of one's own: registered, they are to every command what vaelab's are.
 
 Nothing here imports torch.
 """
@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import json
@@ -13,14 +14,15 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from vaelab import objectives, specs
 from vaelab.config import Run, flat, from_json, to_json
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.slots import SLOTS, count_of_registered, holding, kinds_by_word, name_of
+from vaelab.recipes import RECIPES, Recipe, part_of
+from vaelab.slots import SLOTS, count_of_registered, holding, kinds_by_word, name_of, recipes_added
 
 PARTS = "VAELAB_PARTS"
 """The environment variable that names files or modules which register parts, as ``--parts`` does."""
@@ -28,22 +30,30 @@ PARTS = "VAELAB_PARTS"
 _NEEDS = {"objective": ("loss",), "optimizer": ("build",), "schedule": ("schedule", "warmup_epochs")}
 _TAKEN = {"out", "resume", "help", "parts", "kind", *SLOTS, *(f"{slot}_kind" for slot in SLOTS)}
 
-KindT = TypeVar("KindT", bound=type)
+AddedT = TypeVar("AddedT", bound=Callable[..., Any])
 
 
-def register(slot: str) -> Callable[[KindT], KindT]:
-    """Let specs or objectives from outside vaelab fill a slot, as a class decorator.
+def register(
+    slot: str, *, source: str | None = None, published: Mapping[str, float] | None = None
+) -> Callable[[AddedT], AddedT]:
+    """Let specs or objectives from outside vaelab fill a slot, or add a recipe: a decorator of a class or function.
 
     From then on they are what vaelab's own are: words and flags of the command line, settings of ``override``, and
     runs that hold them are written to run folders and read back, in every program that registers them first:
     ``import`` their module in Python, or name it to the command line, ``vaelab --parts FILE COMMAND ...``. Nothing is
     imported because a run folder says so. A class may be registered anew, as when a cell is run again.
 
+    A recipe is a function without arguments that returns a ``Run``: its name is the function's, with hyphens, and its
+    title the first line of the docstring.
+
     Args:
-        slot: encoder, posterior, prior, decoder, likelihood, objective, optimizer or schedule.
+        slot: encoder, posterior, prior, decoder, likelihood, objective, optimizer or schedule; or recipe.
+        source: of a recipe: what it implements; None: the file it is in.
+        published: of a recipe: numbers of that source, which ``vaelab reproduce`` puts beside its own, by their names
+            in ``metrics.json`` (``rate``, ``nll_5000``), in nats per image or units.
 
     Raises:
-        UsageError: if the class cannot fill the slot, naming what it lacks.
+        UsageError: if the class cannot fill the slot, or the function is no recipe, naming what it lacks.
 
     Example::
 
@@ -58,10 +68,16 @@ def register(slot: str) -> Callable[[KindT], KindT]:
     """
     if isinstance(slot, type):
         raise UsageError("write @vaelab.register(SLOT), as @vaelab.register('prior')")
+    if slot == "recipe":
+        return functools.partial(_add_recipe, source=source, published=dict(published or {}))
     if slot not in SLOTS:
-        raise UsageError(f"a run has no slot {slot!r}{did_you_mean(slot, SLOTS)}")
+        raise UsageError(f"a run has no slot {slot!r}{did_you_mean(slot, (*SLOTS, 'recipe'))}")
+    if source is not None or published is not None:
+        raise UsageError(f"source and published are of a recipe, not of a kind of {slot}")
 
-    def add(kind: KindT) -> KindT:
+    def add(kind: AddedT) -> AddedT:
+        if not isinstance(kind, type):
+            raise UsageError(f"{kind} cannot be registered as {slot}: it is no class")
         name = f"{_module_of(kind)}:{kind.__qualname__}"
         what = f"{kind.__qualname__} cannot be registered as {slot}"
         if reason := _lack(slot, kind) or _clash(slot, kind, name):
@@ -127,11 +143,54 @@ def _clash(slot: str, kind: type, name: str) -> str | None:
 def _try(slot: str, kind: type) -> None:
     """Write a run that holds it, with its defaults, and read it back."""
     run = Run(recipe="trial", **{slot: kind()})
-    if from_json(json.loads(json.dumps(to_json(run)))) != run:
-        raise UsageError("its settings are not the same when they are read back from JSON")
+    _require_readable(run)
     aliases = [alias for leaf in flat(run).values() for alias in leaf.aliases]
     if clash := sorted(alias for alias in aliases if alias in flat(run) or aliases.count(alias) > 1):
         raise UsageError(f"the name {clash[0]!r} is taken on the command line")
+
+
+def _require_readable(run: Run) -> None:
+    if from_json(json.loads(json.dumps(to_json(run)))) != run:
+        raise UsageError("its settings are not the same when they are read back from JSON")
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def _add_recipe(function: AddedT, *, source: str | None, published: dict[str, float]) -> AddedT:
+    """Add the recipe that a function makes; returns a function whose run has the recipe's name."""
+    called, module = getattr(function, "__name__", str(function)), getattr(function, "__module__", "")
+    name, what = called.replace("_", "-"), f"{called} cannot be registered as recipe"
+
+    def same(other: Any) -> bool:
+        return (other.__module__, other.__qualname__) == (module, function.__qualname__)
+
+    if not inspect.isfunction(function) or inspect.signature(function).parameters:
+        raise UsageError(f"{what}: make it a function without arguments")
+    if not re.fullmatch("[a-z][a-z0-9-]*", name):
+        raise UsageError(f"{what}: give it a name in small letters")
+    if name in RECIPES and not (name in recipes_added and same(recipes_added[name])):
+        raise UsageError(f"{what}: another recipe is called {name}")
+    if not (title := (inspect.getdoc(function) or "").partition("\n")[0].removesuffix(".")):
+        raise UsageError(f"{what}: say in its docstring what it is")
+
+    @functools.wraps(function)
+    def make() -> Run:
+        run = function()
+        if not isinstance(run, Run):
+            raise UsageError(f"it returns {type(run).__name__}, not a vaelab.Run")
+        return dataclasses.replace(run, recipe=name)
+
+    try:
+        _require_readable(make())
+        for number in published:
+            part_of(number)
+    except Exception as error:
+        raise UsageError(f"{what}: {error}") from error
+    file = sys.modules[module].__dict__.get("__file__") if module in sys.modules else None
+    RECIPES[name] = Recipe(make, title, source or (Path(file).name if file else "a notebook"), published, None)
+    recipes_added[name] = make
+    return cast(AddedT, make)
 
 
 # --- files that register them ---------------------------------------------------------------------------------------

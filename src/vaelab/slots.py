@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, cast
@@ -50,6 +50,8 @@ MEASURED = tuple(slot for slot in SLOTS if slot not in ("optimizer", "schedule")
 
 _added: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}  # what was registered, by its name in a run folder
 _names: dict[type, str] = {}  # those names, and of classes in whose place others were registered
+recipes_added: dict[str, Callable[[], Any]] = {}
+"""The functions of recipes that were registered, by the recipe's name."""
 
 
 def kinds(slot: str) -> tuple[type, ...]:
@@ -103,18 +105,19 @@ def holding(slot: str, name: str, kind: type) -> Generator[None]:
 
 
 def count_of_registered() -> int:
-    """How many kinds were registered."""
-    return sum(map(len, _added.values()))
+    """How many kinds and recipes were registered."""
+    return sum(map(len, (*_added.values(), recipes_added)))
 
 
 def sources_of(run: Any) -> list[str]:
-    """Files, or modules of packages, that register parts of a run."""
-    own = [kind for slot in SLOTS if (kind := type(getattr(run, slot))) in _names]
+    """Files, or modules of packages, that register parts of a run or its recipe."""
+    own: list[Any] = [kind for slot in SLOTS if (kind := type(getattr(run, slot))) in _names]
+    own += filter(None, [recipes_added.get(run.recipe)])
     return list(dict.fromkeys(filter(None, map(_file_of, own))))
 
 
 def parts_of(run: Any, *, whole: bool = True) -> list[str]:
-    """The flags of the command line by which the registered parts of a run become known.
+    """The flags of the command line by which the registered parts of a run, and its recipe, become known.
 
     Args:
         run: a ``Run``.
@@ -123,6 +126,6 @@ def parts_of(run: Any, *, whole: bool = True) -> list[str]:
     return [word for file in sources_of(run) for word in ("--parts", file if whole else PurePath(file).name)]
 
 
-def _file_of(kind: type) -> str | None:
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)  # a notebook has none
-    return kind.__module__ if "." in kind.__module__ else file and os.path.relpath(file)
+def _file_of(added: Any) -> str | None:
+    file = getattr(sys.modules.get(added.__module__), "__file__", None)  # a notebook has none
+    return added.__module__ if "." in added.__module__ else file and os.path.relpath(file)

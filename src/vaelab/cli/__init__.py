@@ -164,7 +164,7 @@ def _print_help() -> None:
         table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
     console.print(table)
     console.print("\nvaelab COMMAND --help says more; vaelab --version prints the version.")
-    console.print("vaelab --parts FILE COMMAND ... knows the parts of your own that a file registers.")
+    console.print("vaelab --parts FILE COMMAND ... knows the parts and recipes that a file of yours registers.")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

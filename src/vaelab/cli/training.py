@@ -29,7 +29,9 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for name, entry in RECIPES.items():
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
-        facts = [f"source {entry.source}", f"{duration(60 * entry.minutes)} on one CPU core"]
+        facts = [f"source {entry.source}"]
+        if entry.minutes is not None:
+            facts.append(f"{duration(60 * entry.minutes)} on one CPU core")
         facts += [f"published (MNIST test): {published}" if published else "no comparable number is published"]
         table.add_row(f"[bold]{name}", entry.title)
         table.add_row("", f"[dim]{'; '.join(facts)}")

@@ -13,12 +13,14 @@ from vaelab.config import flat, override
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.recipes import likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
+from vaelab.recipes.recipe import part_of as part_of
 from vaelab.slots import SLOTS
 
 if TYPE_CHECKING:
     from vaelab.config import Run
 
 RECIPES: dict[str, Recipe] = {**systems.RECIPES, **likelihoods.RECIPES, **structures.RECIPES}
+"""All recipes by their names: vaelab's, then those that were registered."""
 
 
 def recipe(name: str) -> Run:
@@ -28,7 +30,9 @@ def recipe(name: str) -> Run:
         UsageError: if there is none.
     """
     if name not in RECIPES:
-        raise UsageError(f"no recipe {name!r}{did_you_mean(name, RECIPES)}")
+        close = did_you_mean(name, RECIPES)
+        own = "" if close.startswith("; did") else "; one of your own is known by vaelab --parts FILE ..."
+        raise UsageError(f"no recipe {name!r}{close}{own}")
     return RECIPES[name].make()
 
 

@@ -11,14 +11,13 @@ from typing import Any, final
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
 from vaelab.errors import FailureError, UsageError
-from vaelab.measuring.measure import Part, Plan, measure
+from vaelab.measuring.measure import PARTS, Plan, measure
 from vaelab.progress import Bar, Display
-from vaelab.recipes import RECIPES, Recipe, recipe
+from vaelab.recipes import RECIPES, Recipe, part_of, recipe
 from vaelab.runs.checkpoint import read_json
 from vaelab.runs.folder import RunFolder
 from vaelab.train import fit, with_absolute_path
 
-OF_CODES = {"active_units", "perplexity", "total_correlation", "mutual_information_gap"}
 SHORT = 10.0  # minutes: a recipe that costs less is run with three seeds, else with one
 
 
@@ -55,8 +54,8 @@ class Row:
 
 
 def seeds_of(entry: Recipe, asked: int | None) -> range:
-    """The seeds to run: as many as asked for, else three of a cheap recipe and one of a dear one."""
-    return range(asked if asked is not None else 3 if entry.minutes < SHORT else 1)
+    """The seeds to run: as many as asked for, else three of a cheap recipe, and one of a dear or unknown one."""
+    return range(asked if asked is not None else 3 if entry.minutes is not None and entry.minutes < SHORT else 1)
 
 
 def reproduce(
@@ -126,14 +125,9 @@ def _train(run: Run, path: Path) -> None:
 
 def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -> Plan:
     likelihoods = [int(metric.removeprefix("nll_")) for metric in wanted if metric.startswith("nll_")]
-    parts: dict[Part, bool] = {
-        "elbo": True,
-        "nll": bool(likelihoods),
-        "latents": bool(OF_CODES & set(wanted)),
-        "reconstruction": "mse" in wanted,
-    }
-    needed: tuple[Part, ...] = tuple(part for part, is_needed in parts.items() if is_needed)
-    return Plan(parts=needed, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
+    needed = {"elbo", *map(part_of, wanted)}
+    parts = tuple(part for part in PARTS if part in needed)
+    return Plan(parts=parts, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
 
 
 def _measured(wanted: Sequence[str], num_samples: int, found: list[dict[str, Any]]) -> list[str]:
