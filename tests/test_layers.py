@@ -13,7 +13,20 @@ LAYERS = [
     {"models", "objectives"},
     {"config", "slots", "data", "progress", "training", "runs", "train"},
     {"evaluate", "diagnose", "figures", "export"},
-    {"recipes", "own", "drawing", "measuring", "studies", "refit", "report", "explorer", "cli", "__main__", "__init__"},
+    {
+        "recipes",
+        "own",
+        "trackers",
+        "drawing",
+        "measuring",
+        "studies",
+        "refit",
+        "report",
+        "explorer",
+        "cli",
+        "__main__",
+        "__init__",
+    },
 ]
 
 

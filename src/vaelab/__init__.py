@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vaelab import figures as figures
     from vaelab import recipes as recipes
     from vaelab import specs as specs
+    from vaelab import trackers as trackers
     from vaelab import train as train
     from vaelab.config import Run as Run
     from vaelab.config import override as override
@@ -42,7 +43,7 @@ _NAMES = {  # the module of each; all others are modules themselves
 }
 
 __all__ = [  # noqa: RUF022
-    "data", "evaluate", "figures", "recipes", "specs", "train",
+    "data", "evaluate", "figures", "recipes", "specs", "trackers", "train",
     "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override", "register",
 ]  # fmt: skip
 

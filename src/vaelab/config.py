@@ -136,6 +136,10 @@ class Run:
     pictures: tuple[Picture, ...] = ()
     bf16_gap: float | None = None
 
+    def pictures_due(self, epoch: int, *, last: bool) -> list[Picture]:
+        """The pictures that are drawn after this epoch; those of the end alone are not."""
+        return [p for p in self.pictures if p.every is not None and (last or epoch % p.every == 0)]
+
     def __str__(self) -> str:
         """The run as the table that it is."""
         leaves = flat(self)

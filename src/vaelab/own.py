@@ -28,7 +28,7 @@ PARTS = "VAELAB_PARTS"
 """The environment variable that names files or modules which register parts, as ``--parts`` does."""
 
 _NEEDS = {"objective": ("loss",), "optimizer": ("build",), "schedule": ("schedule", "warmup_epochs")}
-_TAKEN = {"out", "resume", "help", "parts", "kind", *SLOTS, *(f"{slot}_kind" for slot in SLOTS)}
+_TAKEN = {"out", "resume", "track", "help", "parts", "kind", *SLOTS, *(f"{slot}_kind" for slot in SLOTS)}
 
 AddedT = TypeVar("AddedT", bound=Callable[..., Any])
 
@@ -75,7 +75,8 @@ def register(
     if source is not None or published is not None:
         raise UsageError(f"source and published are of a recipe, not of a kind of {slot}")
 
-    def add(kind: AddedT) -> AddedT:
+    def add(added: AddedT) -> AddedT:
+        kind: Any = added
         if not isinstance(kind, type):
             raise UsageError(f"{kind} cannot be registered as {slot}: it is no class")
         name = f"{_module_of(kind)}:{kind.__qualname__}"
@@ -87,7 +88,7 @@ def register(
                 _try(slot, kind)
             except Exception as error:
                 raise UsageError(f"{what}: {error}") from error
-        return kind
+        return added
 
     return add
 

@@ -23,6 +23,8 @@ from vaelab.slots import SLOTS, kinds_by_word, parts_of
 
 log = logging.getLogger("vaelab")
 
+Tracked = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 
 def recipes() -> None:
     """List the recipes: what each reproduces, its published numbers, its cost."""
@@ -69,8 +71,8 @@ def run_training(arguments: list[str], others: int = 0) -> None:
         base = RunFolder.open(folder).run
         if base.recipe != name:
             raise UsageError(f"{folder} holds a run of {base.recipe}, not of {name}")
-    run, out, resume = _parse(_choose_parts(base, rest), rest)
-    _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume, others)
+    run, out, resume, track = _parse(_choose_parts(base, rest), rest)
+    _fit(run, out or _default_folder(run.recipe, run.data.source, run.training.seed), resume, track, others)
 
 
 def _folder_asked_for(run: Run, arguments: Sequence[str]) -> Path:
@@ -94,14 +96,16 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def _fit(run: Run, folder: Path, resume: bool, others: int) -> None:
+def _fit(run: Run, folder: Path, resume: bool, track: Sequence[str], others: int) -> None:
     from vaelab.data.datasets import load
     from vaelab.drawing import pictures
     from vaelab.processes.distributed import launched, leads
     from vaelab.progress import Display
     from vaelab.runs.folder import RunFolder
+    from vaelab.trackers import TRACKERS
     from vaelab.train import fit, with_absolute_path
 
+    trackers = [TRACKERS[word]() for word in dict.fromkeys(track)]
     if not leads():
         logging.getLogger("vaelab").setLevel(logging.WARNING)
     run = with_absolute_path(run)
@@ -117,16 +121,21 @@ def _fit(run: Run, folder: Path, resume: bool, others: int) -> None:
         say("other programs compute on this machine: --threads %d may well be faster", few)
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
         len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip
+    each_epoch = [pictures.draw_each_epoch, *trackers]
     try:
-        model = fit(run, data, out=folder, resume=resume, on_epoch_end=[pictures.draw_each_epoch], display=Display())
+        model = fit(run, data, out=folder, resume=resume, on_epoch_end=each_epoch, display=Display())
     except InterruptedRun as error:
         again = [*parts_of(run), "train", run.recipe, "--out", str(folder), "--resume"]
+        again += ["--track", *track] if track else []
         raise InterruptedRun(f"{error}; go on with: {launched(again)}") from error
     if not leads():
         return
     kept = RunFolder.open(folder)
     best_epoch, history = kept.best_epoch(), kept.history()
     pictures.draw_at_end(run, model, data, history, best_epoch, folder)
+    for tracker in trackers:
+        tracker.show([p for p in run.pictures if p.every is None], folder, best_epoch)
+        tracker.finish()
     say("epoch %d, validation: %s per image", history[-1]["epoch"], cost(history[-1], " + "))
     say("done; test numbers: vaelab evaluate %s", shlex.quote(str(folder)))
 
@@ -160,11 +169,11 @@ def _refuse_flags_of_other_parts(run: Run, arguments: Sequence[str], known: set[
             raise UsageError(f"{flag} is a setting of {words}, and none of these is chosen: leave it out")
 
 
-def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool]:
+def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool, tuple[str, ...]]:
     """Parse a recipe's flags, which are the run's own settings by their flat names."""
     leaves = flat(run)
     fields: list[Any] = []
-    known = {"--out", "--resume", "--no-resume", "--help", *(f"--{slot}" for slot in SLOTS)}
+    known = {"--out", "--resume", "--no-resume", "--track", "--help", *(f"--{slot}" for slot in SLOTS)}
     for name, leaf in leaves.items():
         flag, *aliases = words = [word.replace("_", "-") for word in (name, *leaf.aliases)]
         argument = tyro.conf.arg(name=flag, help=leaf.help, aliases=[f"--{alias}" for alias in aliases])
@@ -179,14 +188,16 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool]:
     fields += [
         ("out", Annotated[Path | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None),
         ("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False),
+        ("track", Annotated[tuple[Tracked, ...], tyro.conf.arg(help="follow it there too")], ()),
     ]
     fields = [(name, without_none(kind, value), dataclasses.field(default=value)) for name, kind, value in fields]
     _refuse_flags_of_other_parts(run, arguments, known)
     refuse_unknown_flags(arguments, known)
-    refuse_repeated_lists(arguments, {f"--{name.replace('_', '-')}": leaf.type for name, leaf in leaves.items()})
+    lists = {f"--{name.replace('_', '-')}": leaf.type for name, leaf in leaves.items()}
+    refuse_repeated_lists(arguments, {**lists, "--track": tuple[str, ...]})
     flags = dataclasses.make_dataclass("Flags", fields)
     entry = RECIPES[run.recipe]
     description = f"{entry.title} (source: {entry.source})"
     parsed = parse(flags, arguments, f"vaelab train {run.recipe}", description=description)
     changes = {name: getattr(parsed, name) for name, leaf in leaves.items() if getattr(parsed, name) != leaf.value}
-    return override(run, **changes), parsed.out, parsed.resume
+    return override(run, **changes), parsed.out, parsed.resume, parsed.track

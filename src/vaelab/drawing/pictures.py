@@ -262,7 +262,7 @@ def draw_each_epoch(epoch: Epoch) -> None:
     """Draw the pictures that are due after this epoch (an ``on_epoch_end`` function of ``fit``)."""
     if epoch.folder is None:
         return
-    due = [p for p in epoch.run.pictures if p.every is not None and (epoch.last or epoch.number % p.every == 0)]
+    due = epoch.run.pictures_due(epoch.number, last=epoch.last)
     _draw(due, Scene(epoch.run, epoch.model, epoch.data, epoch.history, epoch.number), epoch.folder)
 
 
