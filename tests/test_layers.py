@@ -17,6 +17,7 @@ LAYERS = [
         "recipes",
         "own",
         "trackers",
+        "estimator",
         "drawing",
         "measuring",
         "studies",

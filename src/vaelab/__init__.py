@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vaelab.data import load as load
     from vaelab.errors import FailureError as FailureError
     from vaelab.errors import UsageError as UsageError
+    from vaelab.estimator import Estimator as Estimator
     from vaelab.models import VAE as VAE
     from vaelab.objectives import ELBO as ELBO
     from vaelab.own import register as register
@@ -35,6 +36,7 @@ _NAMES = {  # the module of each; all others are modules themselves
     "load": "data",
     "FailureError": "errors",
     "UsageError": "errors",
+    "Estimator": "estimator",
     "VAE": "models",
     "ELBO": "objectives",
     "fit": "train",
@@ -44,7 +46,8 @@ _NAMES = {  # the module of each; all others are modules themselves
 
 __all__ = [  # noqa: RUF022
     "data", "evaluate", "figures", "recipes", "specs", "trackers", "train",
-    "ELBO", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override", "register",
+    "ELBO", "Estimator", "FailureError", "Run", "UsageError", "VAE", "fit", "load", "load_model", "override",
+    "register",
 ]  # fmt: skip
 
 
