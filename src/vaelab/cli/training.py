@@ -188,7 +188,7 @@ def _parse(run: Run, arguments: Sequence[str]) -> tuple[Run, Path | None, bool, 
     fields += [
         ("out", Annotated[Path | None, tyro.conf.arg(help="run folder; default: runs/RECIPE-DATA-sSEED")], None),
         ("resume", Annotated[bool, tyro.conf.arg(help="go on with the run in that folder")], False),
-        ("track", Annotated[tuple[Tracked, ...], tyro.conf.arg(help="follow it there too")], ()),
+        ("track", Annotated[tuple[Tracked, ...], tyro.conf.arg(help="record the run there too")], ()),
     ]
     fields = [(name, without_none(kind, value), dataclasses.field(default=value)) for name, kind, value in fields]
     _refuse_flags_of_other_parts(run, arguments, known)
