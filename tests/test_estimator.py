@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -98,13 +99,43 @@ def test_pixels_are_put_under_the_protocol(protocol):
     assert (vae.transform(IMAGES) != v.Estimator("mlp", epochs=1).fit(IMAGES).transform(IMAGES)).any()
 
 
+def test_what_pixels_mean_is_that_of_the_images_of_fit():
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 8))
+    x[:29] //= 255  # of one image alone it could be thought that 1 is white
+    vae = v.Estimator("mlp", epochs=1).fit(x)
+    assert (vae.run_.data.value_range, vae.run_.data.protocol) == ("byte", "grey")
+    np.testing.assert_allclose(vae.transform(x)[:3], vae.transform(x[:3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vae.score_samples(x)[0], vae.score_samples(x[:1])[0], rtol=1e-5)
+    learned = v.Estimator("mlp", epochs=1, likelihood="gaussian").fit(x)  # though most that it sees is black or white
+    assert np.isfinite(learned.score(x[:1]))
+
+
+def test_takes_the_protocol_of_its_recipe_and_settings_of_its_objective():
+    vae = v.Estimator(
+        "burda-vae", epochs=1, objective="iwae", num_samples=7, encoder_hidden_dims=(8,), decoder_hidden_dims=(8,)
+    ).fit(IMAGES)
+    assert (vae.run_.data.protocol, vae.run_.objective.num_samples) == ("dynamic", 7)
+
+
+@pytest.mark.usefixtures("nothing_registered")
+def test_a_recipe_of_ones_own_goes_to_other_processes_as_its_run():
+    @v.register("recipe")
+    def lab():
+        """An MLP VAE."""
+        return v.override(recipe("mlp-2d"), epochs=1)
+
+    sent = pickle.loads(pickle.dumps(v.Estimator("lab", beta=2.0)))
+    assert sent.recipe == recipe("lab")
+    assert sent.settings == {"beta": 2.0}
+
+
 def test_is_cloned_searched_and_printed():
-    vae = v.Estimator("mlp", epochs=1, num_samples=10)
+    vae = v.Estimator("mlp", epochs=1, bound_samples=10)
     assert clone(vae).get_params() == vae.get_params()
-    assert str(vae) == "Estimator(epochs=1, num_samples=10)"
-    assert vae.set_params(beta=2.0, num_samples=5).get_params()["beta"] == 2
+    assert str(vae) == "Estimator(bound_samples=10, epochs=1)"
+    assert vae.set_params(beta=2.0, bound_samples=5).get_params()["beta"] == 2
     assert clone(vae).settings == {"epochs": 1, "beta": 2.0}
-    assert vae.num_samples == 5
+    assert vae.bound_samples == 5
     found = GridSearchCV(vae, {"latent_dim": [1, 3], "lr": [1e-3, 1e-2]}, cv=2).fit(IMAGES)
     assert found.best_estimator_.transform(IMAGES).shape == (300, found.best_params_["latent_dim"])
     assert found.best_score_ == found.cv_results_["mean_test_score"].max()
@@ -140,11 +171,22 @@ def test_may_be_fitted_anew_to_other_images(fitted):
         (lambda fitted: v.Estimator("mlp").transform(IMAGES), NotFittedError, "not fitted yet"),
         (lambda fitted: v.Estimator("mpl-2d").fit(IMAGES), ValueError, "did you mean 'mlp-2d'"),
         (lambda fitted: v.Estimator("mlp", latent_dims=3).fit(IMAGES), ValueError, "did you mean 'latent_dim'"),
-        (lambda fitted: v.Estimator("mlp").fit(IMAGES[:1]), ValueError, "validation_fraction 0.1 of 1 images is 1: one at least"),
-        (lambda fitted: v.Estimator("mlp", validation_fraction=0.0).fit(IMAGES), ValueError, "validation_fraction 0.0 of 300 images is 0"),
-        (lambda fitted: v.Estimator("mlp").fit(IMAGES * 16), v.FailureError, r"X holds values from 0 to 16, outside 0\.\.1"),
+        (lambda fitted: v.Estimator("mlp", z_dim=3, latent_dim=3).fit(IMAGES), ValueError, "'latent_dim' is another name of a setting that is given too"),
+        (lambda fitted: v.Estimator("mlp", protocol="bin").fit(IMAGES), ValueError, "bin"),
+        (lambda fitted: v.Estimator("mlp", data="digits").fit(IMAGES), ValueError, "'data' is no setting here: X is the data"),
+        (lambda fitted: v.Estimator("mlp", test_size=9).fit(IMAGES), ValueError, "'test_size' is no setting here"),
+        (lambda fitted: v.Estimator(v.recipes.mlp).fit(IMAGES), ValueError, "recipe is function: give a recipe's name, or a run"),
+        (lambda fitted: v.Estimator("mlp").set_params(vae__beta=1), ValueError, "'vae__beta' is no setting"),
+        (lambda fitted: v.Estimator("mlp").fit(IMAGES[:1]), ValueError, "1 of 1 images are held out"),
+        (lambda fitted: v.Estimator("mlp", validation_size=0.0).fit(IMAGES), ValueError, "must be greater than 0"),
+        (lambda fitted: v.Estimator("mlp").fit(np.full((9, 8, 8), np.nan)), ValueError, "NaN"),
+        (lambda fitted: v.Estimator("mlp").fit([]), ValueError, "minimum of 1 is required"),
+        (lambda fitted: v.Estimator("mlp").fit(csr_matrix(np.eye(64))), TypeError, "[Ss]parse"),
+        (lambda fitted: fitted.inverse_transform(np.zeros((2, 4))), ValueError, "X holds codes of 4 numbers, the model's have 3"),
+        (lambda fitted: v.Estimator("mlp", epochs=1).fit(IMAGES > 0.5).transform(IMAGES), ValueError, "trained on binary ones"),
+        (lambda fitted: v.Estimator("mlp").fit(IMAGES * 16), ValueError, r"X holds values from 0 to 16, outside 0\.\.1"),
         (lambda fitted: fitted.transform(np.zeros((2, 9, 9))), ValueError, r"X holds images of \(1, 9, 9\) .* trained on \(1, 8, 8\)"),
-        (lambda fitted: v.Estimator("ae-2d", epochs=1).fit(IMAGES).score(IMAGES), (TypeError, ValueError), "densit"),
+        (lambda fitted: v.Estimator("ae-2d", epochs=1).fit(IMAGES).score(IMAGES), TypeError, "densit"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(do, kind, message, fitted):

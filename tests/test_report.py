@@ -218,7 +218,7 @@ def test_a_run_that_is_of_no_recipe_has_a_report(tmp_path):
     for name in ("report.html", "MODEL_CARD.md"):
         text = (tmp_path / "run" / name).read_text()
         assert "mine on digits" in text
-        assert "# made in Python, by no recipe of vaelab" in text
+        assert "# config.json holds the settings: no recipe" in text
 
 
 def test_colour_images_of_another_size(tmp_path):
@@ -266,7 +266,7 @@ def test_the_command_makes_the_same_run(name, changes):
     wanted = override(recipe(name), **changes)
     words = shlex.split(report.command_of(wanted, "my run $x"))
     assert words[:3] == ["vaelab", "train", name]
-    again, out, _ = _parse(_choose_parts(recipe(name), words[3:]), words[3:])
+    again, out, *_ = _parse(_choose_parts(recipe(name), words[3:]), words[3:])
     assert again == wanted
     assert out == Path("my run $x")
 

@@ -585,15 +585,29 @@ class TestARecipe:
         assert "| `on-a-ring` | rate | – |" in Path("runs/reproduce/reproduce.md").read_text()
 
     def test_shows_what_its_source_publishes(self, capsys):
-        @v.register("recipe", source="a paper", published={"psnr": 20, "rate": 9.5, "nll_100": 98})
+        @v.register("recipe", source="a [paper]", published={"psnr": 20, "rate": 9.5, "nll_100": 98})
         def small():
             """An MLP VAE of two latents."""
             return override(v.recipes.mlp_2d(), data="digits")
 
         assert main(["recipes"]) == 0
-        assert "source a paper; published (MNIST test): psnr 20.00, rate 9.50, nll_100 98.00" in " ".join(
+        assert "source a [paper]; published: psnr 20.00, rate 9.50, nll_100 98.00" in " ".join(
             capsys.readouterr().out.split()
         )
+
+    def test_says_which_of_its_numbers_were_not_measured(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+
+        @v.register("recipe", published={"perplexity": 3, "rate": 9.5})
+        def small():
+            """An MLP VAE of two latents."""
+            return override(v.recipes.mlp_2d(), data="digits", epochs=1)
+
+        assert main(["reproduce", "small"]) == 0
+        told = capsys.readouterr()
+        assert "small: perplexity was not measured (published 3)" in told.err
+        assert "rate" in told.out
+        assert "perplexity" not in told.out
 
     def test_may_be_registered_anew_and_is_no_other_ones(self):
         def define(beta):
@@ -662,6 +676,8 @@ def fine():
         (broken, {}, "'no'"),
         (none, {}, "it returns NoneType, not a vaelab.Run"),
         (with_own_part, {}, "the run.encoder is of an unknown kind 'OwnEncoder'"),
+        (fine, {"published": {"rate": "9.5"}}, "published rate is '9.5': give a number"),
+        (fine, {"published": [("x",)]}, ""),
         (fine, {"published": {"nll": 84.0}}, "no number 'nll'; choose one of active_units, .*nll_5000"),
         (fine, {"published": {"rat": 84.0}}, r"no number 'rat'; did you mean 'rate'\?"),
     ],
@@ -679,3 +695,5 @@ def test_a_source_is_of_a_recipe():
         v.register("prior", source="a paper")
     with pytest.raises(UsageError, match="cannot be registered as prior: it is no class"):
         v.register("prior")(fine)
+    with pytest.raises(UsageError, match=r"write @vaelab\.register\(SLOT\)"):
+        v.register(fine)

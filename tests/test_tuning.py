@@ -557,12 +557,12 @@ def test_the_protocol_is_one_that_has_a_likelihood(tmp_path):
 def test_commands_train_what_was_planned(tmp_path, name, changes):
     """The flags of a run's own process give the configuration that the grid means."""
     np.save(tmp_path / "own.npy", np.random.default_rng(0).random((500, 9, 9)))
-    base, _ = plan(name, str(tmp_path / "own.npy"), epochs=600, range="unit")
+    base, _ = plan(name, str(tmp_path / "own.npy"), epochs=2400, range="unit")
     point = Point(3, 5, changes.get("beta", 1.0))
     grid = Grid(base, (point,), tmp_path / "out", 20)
     from vaelab.cli.training import _choose_parts, _parse
 
     name, *flags = grid.command(point, "train")[1:]
-    run, out, resume = _parse(_choose_parts(recipe(name), flags), flags)
-    assert (out, resume) == (tmp_path / "out" / point.name, False)
+    run, out, resume, track = _parse(_choose_parts(recipe(name), flags), flags)
+    assert (out, resume, track) == (tmp_path / "out" / point.name, False, ())
     assert run == override(base, latent_dim=5, seed=3, threads=1, **changes)

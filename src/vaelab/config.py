@@ -215,7 +215,9 @@ def override(run: Run, **changes: Any) -> Run:
         if name not in names:
             raise UsageError(f"{run.recipe} has no setting {name!r}{did_you_mean(name, [*names, *SLOTS])}")
         leaf = names[name]
-        fields.setdefault(leaf.slot, {})[leaf.field] = _coerced(name, value, leaf.type)
+        if leaf.field in fields.setdefault(leaf.slot, {}):
+            raise UsageError(f"{name!r} is another name of a setting that is given too: leave one out")
+        fields[leaf.slot][leaf.field] = _coerced(name, value, leaf.type)
     for slot, values in fields.items():  # a slot at once: its settings may have to fit each other
         run = dataclasses.replace(run, **{slot: dataclasses.replace(getattr(run, slot), **values)})
     if run.augment.augment_prob == 0 and any(fields.get("augment", {}).values()):

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -66,10 +67,10 @@ def register(
             def loss(self, means):
                 return means["distortion"] + means["penalty"] + means["rate"] ** 2 / self.scale
     """
-    if isinstance(slot, type):
+    if not isinstance(slot, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError("write @vaelab.register(SLOT), as @vaelab.register('prior')")
     if slot == "recipe":
-        return functools.partial(_add_recipe, source=source, published=dict(published or {}))
+        return functools.partial(_add_recipe, source=source, published=published or {})
     if slot not in SLOTS:
         raise UsageError(f"a run has no slot {slot!r}{did_you_mean(slot, (*SLOTS, 'recipe'))}")
     if source is not None or published is not None:
@@ -158,7 +159,7 @@ def _require_readable(run: Run) -> None:
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
-def _add_recipe(function: AddedT, *, source: str | None, published: dict[str, float]) -> AddedT:
+def _add_recipe(function: AddedT, *, source: str | None, published: Mapping[str, float]) -> AddedT:
     """Add the recipe that a function makes; returns a function whose run has the recipe's name."""
     called, module = getattr(function, "__name__", str(function)), getattr(function, "__module__", "")
     name, what = called.replace("_", "-"), f"{called} cannot be registered as recipe"
@@ -184,12 +185,14 @@ def _add_recipe(function: AddedT, *, source: str | None, published: dict[str, fl
 
     try:
         _require_readable(make())
-        for number in published:
+        for number, value in dict(published).items():
             part_of(number)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UsageError(f"published {number} is {value!r}: give a number")
     except Exception as error:
         raise UsageError(f"{what}: {error}") from error
     file = sys.modules[module].__dict__.get("__file__") if module in sys.modules else None
-    RECIPES[name] = Recipe(make, title, source or (Path(file).name if file else "a notebook"), published, None)
+    RECIPES[name] = Recipe(make, title, source or (Path(file).name if file else "a notebook"), dict(published), None)
     recipes_added[name] = make
     return cast(AddedT, make)
 

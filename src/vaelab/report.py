@@ -102,7 +102,7 @@ def gather(path: Path, bar: Bar) -> Facts:
     elif run.recipe in RECIPES:
         command = command_of(run, name)
     else:
-        command = "# made in Python, by no recipe of vaelab: config.json holds the settings"
+        command = f"# config.json holds the settings: no recipe {run.recipe} is known here"
     return Facts(name, config, run, history, findings, metrics, scene, command, datetime.now(UTC))
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 from PIL import Image
@@ -27,17 +27,19 @@ from vaelab.train import Epoch
 
 log = logging.getLogger("vaelab")
 
-NAMES = "trackers.json"
-"""The file of a run folder that says what trackers call the run, so that a resumed run stays one."""
+KNOWN = "trackers.json"
+"""The file of a run folder that says what trackers call the run, and which epoch each has had last."""
 
 
 class Tracker(ABC):
-    """Follows one training: pass it to ``fit(..., on_epoch_end=[...])``, or name it to ``vaelab train --track``.
+    """Follows a training: pass it to ``fit(..., on_epoch_end=[...])``, or name it to ``vaelab train --track``.
 
-    Every number of ``history.jsonl`` is recorded under its name there, at its epoch; settings, and the pictures that
-    are drawn into a run folder, are too. A run that is resumed stays one, and a run that was not followed from its
-    beginning is recorded from there. What the package fails at (no network, no account) is said in one line, and the
-    training goes on without it.
+    Every number of ``history.jsonl`` is recorded under its name there, at its epoch, with the settings; and the
+    pictures that are drawn into the run folder before it is called (``drawing.pictures.draw_each_epoch``). A run that
+    is resumed stays one, and is told what it missed. What the package fails at (no network, no account) is said in
+    one line, and the training goes on without it.
+
+    The record ends with the training, or, inside of ``with tracker:``, where that ends.
 
     Args:
         project: what the run belongs to: a project, or MLflow's experiment.
@@ -47,52 +49,81 @@ class Tracker(ABC):
     """
 
     word: ClassVar[str]
-    """What the tracker is called: on the command line, by pip, and as a module."""
+    """What it is called."""
+
+    package: ClassVar[str | None] = None
+    """The module that it needs, which pip knows by the same name."""
 
     def __init__(self, project: str = "vaelab") -> None:
-        if find_spec(self.word) is None:
-            raise UsageError(f"{self.word} is not installed: pip install {self.word}")
+        if self.package is not None and find_spec(self.package) is None:
+            raise UsageError(f"{self.package} is not installed: pip install {self.package}")
         self.project = project
-        self._begun = self._failed = False
-        self._recorded = 0  # the last epoch: some trackers take nothing for one that is earlier
+        self._history: Sequence[Mapping[str, Any]] | None = None  # of the training that is followed
+        self._recorded = 0  # its last epoch that was
+        self._is_open = self._failed = self._held = False
+
+    def __enter__(self) -> Self:
+        self._held = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held = False
+        self.finish()
 
     @final
     def __call__(self, epoch: Epoch) -> None:
         """Record an epoch and the pictures that it has drawn."""
-        self._attempt(lambda: self._record(epoch))
+        self.follow(epoch.run, epoch.history, epoch.folder)
         if epoch.folder is not None:
             self.show(epoch.run.pictures_due(epoch.number, last=epoch.last), epoch.folder, epoch.number)
+        if epoch.last and not self._held:
+            self.finish()
+
+    @final
+    def follow(self, run: Run, history: Sequence[Mapping[str, Any]], folder: Path | None) -> None:
+        """Record those epochs of a training's history that were not; ``fit`` does so before the first step too.
+
+        Args:
+            run: the training's configuration.
+            history: its epochs so far: the one list that ``fit`` adds to. Another is of another training.
+            folder: its run folder.
+        """
+        if self._history is not history:
+            self.finish()
+            self._history, self._failed = history, False
+        self._attempt(lambda: self._catch_up(run, history, folder))
 
     @final
     def show(self, pictures: Iterable[Picture], folder: Path, epoch: int) -> None:
         """Record those of these pictures of a run folder, drawn at this epoch, that are PNG files."""
         for name, path in ((p.draw, folder / p.file.format(epoch=epoch)) for p in pictures):
-            if self._begun and path.suffix == ".png" and path.exists():
-                self._attempt(lambda name=name, path=path: self._show(name, path, self._recorded))
+            if self._is_open and path.suffix == ".png" and path.exists():
+                # As of the last epoch: some trackers take nothing for one that is earlier.
+                self._attempt(lambda name=name, path=path: self.picture(name, path, self._recorded))
 
     @final
     def finish(self) -> None:
-        """Record that the training has ended."""
-        if self._begun:
-            self._attempt(self._close)
+        """End the record."""
+        if self._is_open:
+            self._is_open, self._failed = False, False
+            self._attempt(self.close)
+        self._history = None
 
-    def _record(self, epoch: Epoch) -> None:
-        records = epoch.history[-1:]
-        if self._begun and epoch.number == 1:  # of another training, that this one is passed to as well
-            self._close()
-            self._begun = False
-        if not self._begun:
-            names = read_json(epoch.folder / NAMES) if epoch.folder and (epoch.folder / NAMES).exists() else {}
-            known = names.get(self.word)
-            if known is None:
-                records = epoch.history
-            name = self._open(epoch, known)
-            self._begun = True
-            if epoch.folder is not None:
-                write_json(epoch.folder / NAMES, {**names, self.word: name})
-        for record in records:
-            self._recorded = record["epoch"]
-            self._log({name: v for name, v in record.items() if name not in ("epoch", "step")}, self._recorded)
+    def _catch_up(self, run: Run, history: Sequence[Mapping[str, Any]], folder: Path | None) -> None:
+        if not self._is_open:
+            known = _known(folder).get(self.word, {})
+            before = history[-1]["epoch"] if history else 0
+            # A run that was killed may have recorded an epoch that it had not saved, and trains again.
+            self._recorded = min(known.get("epoch", 0), before)
+            title = run.recipe if folder is None else folder.resolve().name
+            self.name = self.open(title, settings_of(run), known.get("name"), folder)
+            self._is_open = True
+        for record in history:
+            if record["epoch"] > self._recorded:
+                self.numbers({k: v for k, v in record.items() if k not in ("epoch", "step")}, record["epoch"])
+                self._recorded = record["epoch"]
+        if folder is not None:
+            write_json(folder / KNOWN, {**_known(folder), self.word: {"name": self.name, "epoch": self._recorded}})
 
     def _attempt(self, work: Callable[[], None]) -> None:
         if self._failed:
@@ -107,25 +138,31 @@ class Tracker(ABC):
             log.warning("%s: %s; the training goes on without it", self.word, why)
 
     @abstractmethod
-    def _open(self, epoch: Epoch, known: str | None) -> str:
-        """Open the record of a run, with its settings; returns what the tracker calls it.
+    def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:
+        """Open the record of a run; returns what the tracker calls it.
 
         Args:
-            epoch: the first that is recorded by this process.
-            known: what it was called before the run was resumed; None: it is new to the tracker.
+            title: what it is to be called.
+            settings: numbers and words.
+            name: what it was called before the run was resumed; None: it is new to the tracker.
+            folder: the run folder.
         """
 
     @abstractmethod
-    def _log(self, numbers: Mapping[str, float], epoch: int) -> None:
+    def numbers(self, numbers: Mapping[str, float], epoch: int) -> None:
         """Record the numbers of an epoch."""
 
     @abstractmethod
-    def _show(self, name: str, path: Path, epoch: int) -> None:
+    def picture(self, name: str, path: Path, epoch: int) -> None:
         """Record a PNG file under a name, as of an epoch."""
 
     @abstractmethod
-    def _close(self) -> None:
+    def close(self) -> None:
         """Close the record."""
+
+
+def _known(folder: Path | None) -> dict[str, Any]:
+    return read_json(folder / KNOWN) if folder is not None and (folder / KNOWN).exists() else {}
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -136,10 +173,6 @@ def settings_of(run: Run) -> dict[str, Any]:
     return {"recipe": run.recipe, **parts, **plain}
 
 
-def _title(epoch: Epoch) -> str:
-    return epoch.run.recipe if epoch.folder is None else epoch.folder.resolve().name
-
-
 @final
 class TensorBoard(Tracker):
     """Event files in the run folder: ``tensorboard --logdir runs`` shows all runs side by side.
@@ -148,62 +181,65 @@ class TensorBoard(Tracker):
         folder: where the files go; None: into the run folder.
     """
 
-    word = "tensorboard"
+    word = package = "tensorboard"
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__()
         self.folder = folder
 
-    def _open(self, epoch: Epoch, known: str | None) -> str:
+    def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:
+        """Write the settings; what was recorded after the last epoch that counts is shown no more."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if (folder := self.folder or epoch.folder) is None:
+        if (place := self.folder or folder) is None:
             raise UsageError("TensorBoard's files need a folder: give fit an out, or TensorBoard a folder")
-        # A run that was killed may have recorded an epoch that it had not saved: those are shown no more.
-        self.writer = SummaryWriter(str(folder), purge_step=None if known is None else epoch.number)
-        rows = [f"| {name} | {value} |" for name, value in settings_of(epoch.run).items()]
-        self.writer.add_text("settings", "\n".join(["| | |", "|---|---|", *rows]), epoch.number)
-        return _title(epoch)
+        self.writer = SummaryWriter(str(place), purge_step=None if name is None else self._recorded + 1)
+        rows = [f"| {name} | {value} |" for name, value in settings.items()]
+        self.writer.add_text("settings", "\n".join(["| | |", "|---|---|", *rows]), self._recorded + 1)
+        return title
 
-    def _log(self, numbers: Mapping[str, float], epoch: int) -> None:
+    def numbers(self, numbers: Mapping[str, float], epoch: int) -> None:
+        """Write a scalar for each."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
-    def _show(self, name: str, path: Path, epoch: int) -> None:
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Write it as an image."""
         with Image.open(path) as image:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), epoch, dataformats="HWC")
         self.writer.flush()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self.writer.close()
 
 
 class WandB(Tracker):
     """Weights & Biases: ``wandb login`` once, or ``WANDB_MODE=offline`` and ``wandb sync`` later."""
 
-    word = "wandb"
+    word = package = "wandb"
 
-    def _open(self, epoch: Epoch, known: str | None) -> str:
-        self.package: Any = import_module(self.word)
-        given = {"project": self.project, "config": settings_of(epoch.run)}
-        self.run = self.package.init(**given, resume="never" if known is None else "allow", **self._named(epoch, known))
-        return getattr(self.run, self.key)
+    def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:
+        """Begin a run, or go on with the one of this id."""
+        wandb: Any = import_module("wandb")
+        self.image = wandb.Image
+        self.run = wandb.init(
+            project=self.project, name=title, config=dict(settings), id=name, dir=folder and str(folder),
+            resume="never" if name is None else "allow", reinit="create_new",
+        )  # fmt: skip
+        return self.run.id
 
-    key: ClassVar[str] = "id"
-    """The attribute of the package's run that is its name for ever."""
-
-    def _named(self, epoch: Epoch, known: str | None) -> dict[str, Any]:
-        """What the package is to call the run."""
-        return {"name": _title(epoch), "id": known, "dir": epoch.folder and str(epoch.folder)}
-
-    def _log(self, numbers: Mapping[str, float], epoch: int) -> None:
+    def numbers(self, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log them at the step that is the epoch."""
         self.run.log(dict(numbers), step=epoch)
 
-    def _show(self, name: str, path: Path, epoch: int) -> None:
-        self.run.log({name: self.package.Image(str(path))}, step=epoch)
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Log it as an image."""
+        self.run.log({name: self.image(str(path))}, step=epoch)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
@@ -211,36 +247,48 @@ class WandB(Tracker):
 class Trackio(WandB):
     """Trackio, which keeps runs in a database on this machine: ``trackio show`` shows them."""
 
-    word = "trackio"
+    word = package = "trackio"
 
-    key = "name"
-
-    def _named(self, epoch: Epoch, known: str | None) -> dict[str, Any]:
-        return {"name": known or f"{_title(epoch)}-{uuid.uuid4().hex[:6]}"}  # folders may be called alike
+    def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:
+        """Begin a run, or go on with the one of this name, which has no other: folders may be called alike."""
+        trackio: Any = import_module("trackio")
+        self.image = trackio.Image
+        resume, name = "never" if name is None else "allow", name or f"{title}-{uuid.uuid4().hex[:6]}"
+        self.run = trackio.init(project=self.project, name=name, config=dict(settings), resume=resume)
+        return name
 
 
 @final
 class MLflow(Tracker):
-    """MLflow, at ``MLFLOW_TRACKING_URI``; by default in files below the current folder, which ``mlflow ui`` shows."""
+    """MLflow, at ``MLFLOW_TRACKING_URI`` or where MLflow keeps runs by itself: ``mlflow ui`` shows them."""
 
-    word = "mlflow"
+    word = package = "mlflow"
 
-    def _open(self, epoch: Epoch, known: str | None) -> str:
-        self.package: Any = import_module("mlflow")
-        self.package.set_experiment(self.project)
-        run = self.package.start_run(run_id=known, run_name=_title(epoch))
-        if known is None:
-            self.package.log_params(settings_of(epoch.run))
-        return run.info.run_id
+    def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:
+        """Begin a run of the experiment, with its settings, which MLflow lets nobody change; or go on with one."""
+        self.client: Any = import_module("mlflow").MlflowClient()
+        if name is not None:
+            self.client.update_run(name, status="RUNNING")
+            return name
+        experiment = self.client.get_experiment_by_name(self.project)
+        number = self.client.create_experiment(self.project) if experiment is None else experiment.experiment_id
+        new: str = self.client.create_run(number, run_name=title).info.run_id
+        for setting, value in settings.items():
+            self.client.log_param(new, setting, value)
+        return new
 
-    def _log(self, numbers: Mapping[str, float], epoch: int) -> None:
-        self.package.log_metrics(dict(numbers), step=epoch)
+    def numbers(self, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log a metric for each, at the step that is the epoch."""
+        for name, value in numbers.items():
+            self.client.log_metric(self.name, name, value, step=epoch)
 
-    def _show(self, name: str, path: Path, epoch: int) -> None:
-        self.package.log_artifact(str(path), "pictures")
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Keep the file among the run's artifacts."""
+        self.client.log_artifact(self.name, str(path), "pictures")
 
-    def _close(self) -> None:
-        self.package.end_run()
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self.client.set_terminated(self.name)
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {kind.word: kind for kind in (TensorBoard, WandB, Trackio, MLflow)}

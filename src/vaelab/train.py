@@ -82,7 +82,8 @@ def fit(
         out: the run folder; None writes nothing.
         resume: go on with the run in ``out``; its configuration must be the same, but for precision, compile, device,
             threads, a new place of the same data, and more epochs on a schedule that does not depend on their number.
-        on_epoch_end: functions to call after each epoch.
+        on_epoch_end: functions to call after each epoch. One that has a method ``follow``, as trackers have, is given
+            run, history and folder before the first step too.
         display: shows progress; None shows nothing.
 
     Raises:
@@ -149,7 +150,10 @@ def _train(
     interrupted: threading.Event,
 ) -> None:
     history = [] if folder is None else folder.history()
-    save_every = trainer.run.training.save_every
+    save_every, path = trainer.run.training.save_every, None if folder is None else folder.path
+    for function in on_epoch_end:
+        if (follow := getattr(function, "follow", None)) is not None:
+            follow(trainer.run, history, path)
     try:
         while not trainer.done:
             started, computed, first = time.monotonic(), time.process_time(), trainer.step
@@ -177,7 +181,6 @@ def _train(
                 folder.save_best(trainer.best_weights or {})
             if display is not None:
                 _show(display, trainer, trainer.step - first, trained)
-            path = None if folder is None else folder.path
             model = trainer.evaluated.eval()
             event = Epoch(trainer.run, model, trainer.data, trainer.epoch, history, path, last=trainer.done)
             for function in on_epoch_end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vaelab.cli.common import parse, refuse_repeated_lists, refuse_unknown_flags, without_none
@@ -19,7 +21,7 @@ from vaelab.config import Run, flat, override
 from vaelab.errors import InterruptedRun, UsageError
 from vaelab.labels import cost, duration
 from vaelab.recipes import RECIPES, recipe
-from vaelab.slots import SLOTS, kinds_by_word, parts_of
+from vaelab.slots import SLOTS, kinds_by_word, parts_of, recipes_added
 
 log = logging.getLogger("vaelab")
 
@@ -34,9 +36,10 @@ def recipes() -> None:
         facts = [f"source {entry.source}"]
         if entry.minutes is not None:
             facts.append(f"{duration(60 * entry.minutes)} on one CPU core")
-        facts += [f"published (MNIST test): {published}" if published else "no comparable number is published"]
-        table.add_row(f"[bold]{name}", entry.title)
-        table.add_row("", f"[dim]{'; '.join(facts)}")
+        on = "" if name in recipes_added else " (MNIST test)"
+        facts += [f"published{on}: {published}" if published else "no comparable number is published"]
+        table.add_row(f"[bold]{name}", escape(entry.title))
+        table.add_row("", f"[dim]{escape('; '.join(facts))}")
     Console().print(table, highlight=False)
 
 
@@ -122,20 +125,22 @@ def _fit(run: Run, folder: Path, resume: bool, track: Sequence[str], others: int
     say("%s on %s: %d/%d/%d images for training/validation/test, into %s", run.recipe, data.name,
         len(data.train), len(data.validation), len(data.test), folder)  # fmt: skip
     each_epoch = [pictures.draw_each_epoch, *trackers]
-    try:
-        model = fit(run, data, out=folder, resume=resume, on_epoch_end=each_epoch, display=Display())
-    except InterruptedRun as error:
-        again = [*parts_of(run), "train", run.recipe, "--out", str(folder), "--resume"]
-        again += ["--track", *track] if track else []
-        raise InterruptedRun(f"{error}; go on with: {launched(again)}") from error
-    if not leads():
-        return
-    kept = RunFolder.open(folder)
-    best_epoch, history = kept.best_epoch(), kept.history()
-    pictures.draw_at_end(run, model, data, history, best_epoch, folder)
-    for tracker in trackers:
-        tracker.show([p for p in run.pictures if p.every is None], folder, best_epoch)
-        tracker.finish()
+    with contextlib.ExitStack() as until_drawn:
+        for tracker in trackers:
+            until_drawn.enter_context(tracker)
+        try:
+            model = fit(run, data, out=folder, resume=resume, on_epoch_end=each_epoch, display=Display())
+        except InterruptedRun as error:
+            again = [*parts_of(run), "train", run.recipe, "--out", str(folder), "--resume"]
+            again += ["--track", *track] if track else []
+            raise InterruptedRun(f"{error}; go on with: {launched(again)}") from error
+        if not leads():
+            return
+        kept = RunFolder.open(folder)
+        best_epoch, history = kept.best_epoch(), kept.history()
+        pictures.draw_at_end(run, model, data, history, best_epoch, folder)
+        for tracker in trackers:
+            tracker.show([p for p in run.pictures if p.every is None], folder, best_epoch)
     say("epoch %d, validation: %s per image", history[-1]["epoch"], cost(history[-1], " + "))
     say("done; test numbers: vaelab evaluate %s", shlex.quote(str(folder)))
 

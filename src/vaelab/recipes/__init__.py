@@ -30,9 +30,8 @@ def recipe(name: str) -> Run:
         UsageError: if there is none.
     """
     if name not in RECIPES:
-        close = did_you_mean(name, RECIPES)
-        own = "" if close.startswith("; did") else "; one of your own is known by vaelab --parts FILE ..."
-        raise UsageError(f"no recipe {name!r}{close}{own}")
+        own = "one of your own is known by vaelab --parts FILE ..."
+        raise UsageError(f"no recipe {name!r}{did_you_mean(name, RECIPES)} ({own})")
     return RECIPES[name].make()
 
 

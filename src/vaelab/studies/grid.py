@@ -23,6 +23,7 @@ from vaelab.measuring.kept import Kept, importance_key
 from vaelab.recipes import flags_of
 from vaelab.runs.checkpoint import read_json
 from vaelab.runs.folder import RunFolder
+from vaelab.slots import parts_of
 from vaelab.studies.recommend import Setting
 
 SPLIT = "validation"
@@ -149,8 +150,8 @@ class Grid:
         path = str(self.path(point))
         if stage == "measure":
             only = ["--split", SPLIT, "--num-samples", str(self.num_samples), "--only", "elbo", "nll", "latents"]
-            return ["evaluate", path, *only, "--threads", "1"]
-        begin = ["train", self.base.recipe, "--out", path, "--threads", "1"]
+            return [*parts_of(self.base), "evaluate", path, *only, "--threads", "1"]
+        begin = [*parts_of(self.base), "train", self.base.recipe, "--out", path, "--threads", "1"]
         if (self.path(point) / "config.json").exists():
             return [*begin, "--resume"]
         return [*begin, *flags_of(self.run(point))]

@@ -11,7 +11,7 @@ from typing import Any, final
 from vaelab.config import Run, override
 from vaelab.data.datasets import load
 from vaelab.errors import FailureError, UsageError
-from vaelab.measuring.measure import PARTS, Plan, measure
+from vaelab.measuring.measure import PARTS, Part, Plan, measure
 from vaelab.progress import Bar, Display
 from vaelab.recipes import RECIPES, Recipe, part_of, recipe
 from vaelab.runs.checkpoint import read_json
@@ -90,6 +90,8 @@ def reproduce(
             found.append(content["splits"]["test"][run.data.protocol]["metrics"])
             minutes.append(sum(record["seconds"] for record in RunFolder.open(path).history()) / 60)
         measured = _measured(wanted, plan.num_samples, found)
+        for metric in [metric for metric in entry.published if metric not in measured]:
+            bar.say(f"{name}: {metric} was not measured (published {entry.published[metric]:g})")
         rows += [_row(name, metric, entry, found, statistics.mean(minutes)) for metric in measured]
     return rows
 
@@ -126,7 +128,7 @@ def _train(run: Run, path: Path) -> None:
 def _plan(wanted: Sequence[str], num_samples: int | None, threads: int | None) -> Plan:
     likelihoods = [int(metric.removeprefix("nll_")) for metric in wanted if metric.startswith("nll_")]
     needed = {"elbo", *map(part_of, wanted)}
-    parts = tuple(part for part in PARTS if part in needed)
+    parts: tuple[Part, ...] = tuple(part for part in PARTS if part in needed)
     return Plan(parts=parts, num_samples=num_samples or max(likelihoods, default=1), threads=threads)
 
 
@@ -134,7 +136,7 @@ def _measured(wanted: Sequence[str], num_samples: int, found: list[dict[str, Any
     """What was measured of all seeds: in place of a bound with other importance samples than were taken, theirs."""
     common = set.intersection(*map(set, found))
     names = (m if m in common or not m.startswith("nll_") else f"nll_{num_samples}" for m in wanted)
-    return [name for name in names if name in common]
+    return [name for name in dict.fromkeys(names) if name in common]
 
 
 def _row(name: str, metric: str, entry: Recipe, found: list[dict[str, Any]], minutes: float) -> Row:
