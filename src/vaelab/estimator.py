@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vaelab import figures
 from vaelab.config import Run, override
-from vaelab.data.datasets import SPLIT_SEED, Dataset, Split, binarize
+from vaelab.data.datasets import SPLIT_SEED, Dataset, Split, under
 from vaelab.data.readers import Images, as_images
 from vaelab.data.sources import MADE
 from vaelab.errors import FailureError, UsageError
@@ -193,7 +193,5 @@ def _is_binary(images: Images, run: Run) -> bool:
 
 def _split(images: Images, rows: NDArray[Any], run: Run, number: int) -> Split:
     """Rows of images under the protocol, as the split of this number (0: train)."""
-    x, protocol = images.x[rows], run.data.protocol
-    if not (images.binary or protocol == "grey" or (protocol == "dynamic" and number == 0)):
-        x = binarize(x, protocol, number)
+    x = under(run.data.protocol, images.x[rows], number, binary=images.binary)
     return Split(torch.from_numpy(x), None, torch.arange(len(x)))

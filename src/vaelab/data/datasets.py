@@ -278,9 +278,7 @@ def load(
     for number, rows in enumerate(_rows(pool, asked.validation_size, asked.test_size)):
         images = pool.test if pool.test is not None and number == 2 else pool.train
         index, y = torch.from_numpy(rows), None if images.y is None else torch.from_numpy(images.y[rows])
-        x = images.x if on_disk else images.x[rows]
-        if not (binary or protocol == "grey" or (protocol == "dynamic" and number == 0)):
-            x = binarize(x, protocol, number)
+        x = images.x if on_disk else under(protocol, images.x[rows], number, binary=binary)
         splits.append(Split(torch.from_numpy(x), y, index, index if on_disk else None))
     binary = binary or protocol != "grey"
     return Dataset(
@@ -326,6 +324,21 @@ def _array(values: Any) -> NDArray[Any]:
 def unit(x: Tensor) -> Tensor:
     """Pixels as floats in [0, 1]."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+
+
+def under(
+    protocol: Protocol, x: NDArray[np.uint8] | NDArray[np.float32], split_number: int, *, binary: bool
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Pixels of a split as it is kept under a protocol: those that are binary stay, ``dynamic`` draws training's later.
+
+    Args:
+        protocol: see ``Dataset``.
+        x: the images.
+        split_number: 0 train, 1 validation, 2 test.
+        binary: whether they are binary already.
+    """
+    stays = binary or protocol == "grey" or (protocol == "dynamic" and split_number == 0)
+    return x if stays else binarize(x, protocol, split_number)
 
 
 def binarize(x: NDArray[np.uint8] | NDArray[np.float32], protocol: Protocol, split_number: int) -> NDArray[np.uint8]:
