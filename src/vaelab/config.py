@@ -80,8 +80,8 @@ class Training:
     batch_size: int = positive(128, "images a step")
     clip_norm: float | None = positive(None, "largest norm of the gradient; longer ones are scaled down")
     patience: int | None = positive(None, "stop after so many epochs without a better validation loss")
-    init: Literal["torch", "glorot"] = option(
-        "torch", "weights at the start: torch's own, or Glorot's with the pixels' mean as the decoder's bias"
+    init: Literal["torch", "glorot", "normal"] = option(
+        "torch", "weights at the start: torch's, Glorot's with the pixels' mean as the decoder's bias, or N(0, 0.01²)"
     )
     ema_decay: float = option(0.0, "average the weights with this decay a step (0: off), and use the average", below=1)
     seed: int = option(0, "seed of the weights, the order, the noise and the augmentation")

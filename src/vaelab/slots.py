@@ -35,7 +35,7 @@ Objective = (
     | objectives.PIWAE | objectives.DReG | objectives.STL | objectives.BetaTC | objectives.Factor | objectives.DIP
     | objectives.MMD | objectives.AAE | objectives.VAEGAN | objectives.WakeSleep | objectives.RAE
 )  # fmt: skip
-Optimizer = specs.Adam | specs.AdamW
+Optimizer = specs.Adam | specs.AdamW | specs.Adagrad
 LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic
 
 _OURS: dict[str, Any] = {

@@ -29,20 +29,27 @@ class Decoder(Protocol):
         ...
 
 
-def initialise(model: nn.Module) -> None:
-    r"""Glorot's initial weights, uniform in :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`, and biases of 0.
+def initialise(model: nn.Module, how: Literal["glorot", "normal"]) -> None:
+    r"""Draw the initial weights of all dense layers and convolutions.
 
-    From torch's global generator, as torch's own initial weights.
+    ``glorot``: uniform in :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`, biases of 0. ``normal``: weights and biases from
+    :math:`N(0, 0.01^2)`. From torch's global generator, as torch's own.
 
     Reference:
         Glorot & Bengio (2010), Understanding the difficulty of training deep feedforward neural networks, eq. 16.
         https://proceedings.mlr.press/v9/glorot10a.html
+        Kingma & Welling (2014), section 5: "N(0, 0.01)", read as its standard deviation.
+        https://arxiv.org/abs/1312.6114
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if not isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        if how == "glorot":
             nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        else:
+            nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias) if how == "glorot" else nn.init.normal_(module.bias, std=0.01)
 
 
 def set_bias(layer: nn.Module, values: Tensor) -> None:

@@ -39,8 +39,7 @@ class WakeSleep(Objective):
 
     Note:
         The original nets are layers of binary units; here it is done for any q and p, as in the comparison of Kingma &
-        Welling. Dreams are drawn after the wake step, by torch's global generator, which is seeded for each step. They
-        are no compiled step.
+        Welling. Both sides step at once. Dreams are drawn by torch's global generator, which is seeded for each step.
 
     Reference:
         Hinton, Dayan, Frey & Neal (1995), The wake-sleep algorithm for unsupervised neural networks. Science 268.
@@ -66,17 +65,16 @@ class WakeSleep(Objective):
         return means["distortion"] + means["rate"]
 
     def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
-        """Wake, then sleep."""
+        """Wake and sleep, of the same weights."""
         from torch import no_grad
 
         means = means_of(self.parts(model, networks, batch, noise))
         loss = self.loss(means)
-        # Neither z nor q(z|x) depends on the decoder: its gradient of the bound is that of log p(x, z).
-        yield "decoder", loss
         with no_grad():
             z = cast("PriorDistribution", model.prior()).rsample_from(noise, len(batch.x))
             x = model.likelihood(z).sample()
-        yield "encoder", -_score(model.posterior(x), z).mean()
+        # Neither z nor q(z|x) depends on the decoder: its gradient of the bound is that of log p(x, z).
+        yield ("decoder", "encoder"), (loss, -_score(model.posterior(x), z).mean())
         return self.record(loss, means)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vaelab.config import flat, override
 from vaelab.errors import UsageError, did_you_mean
-from vaelab.recipes import likelihoods, structures, systems
+from vaelab.recipes import kingma_welling, likelihoods, structures, systems
 from vaelab.recipes.recipe import Recipe as Recipe
 from vaelab.recipes.recipe import part_of as part_of
 from vaelab.slots import SLOTS
@@ -19,7 +19,7 @@ from vaelab.slots import SLOTS
 if TYPE_CHECKING:
     from vaelab.config import Run
 
-RECIPES: dict[str, Recipe] = {**systems.RECIPES, **likelihoods.RECIPES, **structures.RECIPES}
+RECIPES: dict[str, Recipe] = {**systems.RECIPES, **kingma_welling.RECIPES, **likelihoods.RECIPES, **structures.RECIPES}
 """All recipes by their names: vaelab's, then those that were registered."""
 
 

@@ -22,6 +22,7 @@ from vaelab.specs.networks import MLPDecoder as MLPDecoder
 from vaelab.specs.networks import MLPEncoder as MLPEncoder
 from vaelab.specs.networks import ResidualDecoder as ResidualDecoder
 from vaelab.specs.networks import ResidualEncoder as ResidualEncoder
+from vaelab.specs.optimizers import Adagrad as Adagrad
 from vaelab.specs.optimizers import Adam as Adam
 from vaelab.specs.optimizers import AdamW as AdamW
 from vaelab.specs.optimizers import Constant as Constant

@@ -29,11 +29,8 @@ class Adam:
 
     def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
         """Make torch's optimizer of this name and settings, in its fused form: one pass over the parameters a step."""
-        from torch import optim
-
-        kind = without_compiler(getattr(optim, type(self).__name__))
         settings = {field.name.removeprefix("adam_"): getattr(self, field.name) for field in dataclasses.fields(self)}
-        return kind(parameters, learning_rate, fused=True, **settings)
+        return _of_torch(type(self).__name__, parameters, learning_rate, fused=True, **settings)
 
 
 @final
@@ -43,6 +40,27 @@ class AdamW(Adam):
 
     word: ClassVar[str] = "adamw"
     weight_decay: float = option(1e-2, "decoupled weight decay")
+
+
+@final
+@dataclass(frozen=True)
+class Adagrad:
+    """Adagrad (Duchi, Hazan & Singer 2011): steps that shrink with the root of the sum of all squared gradients."""
+
+    word: ClassVar[str] = "adagrad"
+    weight_decay: float = option(0.0, "added to the gradient, times the weights: 1/N images is the prior N(0, I)")
+
+    def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
+        """Make torch's optimizer; in its fused form where there is one, on a CPU."""
+        parameters = list(parameters)
+        fused = all(parameter.device.type == "cpu" for parameter in parameters)
+        return _of_torch("Adagrad", parameters, learning_rate, fused=fused, weight_decay=self.weight_decay)
+
+
+def _of_torch(name: str, parameters: Iterable[Parameter], learning_rate: float, **settings: Any) -> Optimizer:
+    from torch import optim
+
+    return without_compiler(getattr(optim, name))(parameters, lr=learning_rate, **settings)
 
 
 def without_compiler(kind: type[OptimizerT]) -> type[OptimizerT]:

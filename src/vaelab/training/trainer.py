@@ -66,8 +66,8 @@ def build_model(run: Run, shape: Shape) -> VAE:
     likelihood = likelihood_of(run, shape)
     with seeded(derived_seed(run.training.seed, "weights")):
         model = VAE(run.encoder, run.posterior, run.prior, run.decoder, likelihood, shape)
-        if run.training.init == "glorot":
-            initialise(model)
+        if run.training.init != "torch":
+            initialise(model, run.training.init)
         return model
 
 
