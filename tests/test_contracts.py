@@ -20,6 +20,7 @@ from vaelab.objectives import (
     DIP,
     ELBO,
     IWAE,
+    MCEM,
     MMD,
     PIWAE,
     RAE,
@@ -62,7 +63,8 @@ LIKELIHOODS = [
 SHAPES: list[Shape] = [(1, 28, 28), (3, 33, 47), (1, 8, 8), (3, 28, 20), (1, 9, 31)]
 OBJECTIVES = [
     ELBO(), Capacity(capacity=3.0), FreeBits(), BalancedELBO(), IWAE(3), IWAE(4, backward_samples=2), PIWAE(2, 3), DReG(3),
-    DReG(4, backward_samples=2), STL(), BetaTC(), Factor(critic_dims=(8,)), DIP(), MMD(), AAE((8,)), VAEGAN(), WakeSleep(), RAE(),
+    DReG(4, backward_samples=2), STL(), BetaTC(), Factor(critic_dims=(8,)), DIP(), MMD(), AAE((8,)), VAEGAN(), WakeSleep(),
+    MCEM(), RAE(),
 ]  # fmt: skip
 # The same with other settings: of one model.
 OTHER_SETTINGS = [
@@ -102,6 +104,7 @@ REFUSED = {
     "aae": {"mixture", "vamp", "flow"},
     "vae-gan": {"pixel-gaussian", "logistic-mixture", "categorical"},
     "wake-sleep": {"vamp", "planar", "radial", "vq"},
+    "mcem": {"vamp", "planar", "radial", "vq", "vmf", "gumbel-softmax"},
 }
 
 

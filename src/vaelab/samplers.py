@@ -171,6 +171,32 @@ def pilot_step_sizes(
     return torch.stack(record[_WARMUP:])
 
 
+def hamiltonian(
+    log_density: Callable[[Tensor], Tensor], z: Tensor, eps: Tensor, momentum: Tensor, uniforms: Tensor,
+    num_leapfrog: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One Hamiltonian transition of each row, which leaves its density invariant.
+
+    Args:
+        log_density: of every row, (M, D) to (M,), up to a constant.
+        z: (M, D), where the chains are.
+        eps: step sizes, (M,) or one for all; each transition scatters them by up to a half.
+        momentum: standard normal (M, D).
+        uniforms: (2, M), in [0, 1).
+        num_leapfrog: leapfrog steps, a gradient each.
+
+    Returns:
+        Where they are then (M, D), and with what probability each proposal was accepted (M,).
+    """
+
+    def terms(z: Tensor) -> tuple[Tensor]:
+        return (log_density(z),)
+
+    point, scattered = _at(terms, z), (eps * (0.5 + uniforms[0])).expand(len(z))
+    moved, _, probability = _transition(terms, z.new_ones(1), point, scattered, momentum, uniforms[1], num_leapfrog)
+    return moved.z, probability
+
+
 # --- one transition -------------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,8 @@ Likelihood = (
 Objective = (
     objectives.ELBO | objectives.Capacity | objectives.FreeBits | objectives.BalancedELBO | objectives.IWAE
     | objectives.PIWAE | objectives.DReG | objectives.STL | objectives.BetaTC | objectives.Factor | objectives.DIP
-    | objectives.MMD | objectives.AAE | objectives.VAEGAN | objectives.WakeSleep | objectives.RAE
+    | objectives.MMD | objectives.AAE | objectives.VAEGAN | objectives.WakeSleep | objectives.MCEM
+    | objectives.RAE
 )  # fmt: skip
 Optimizer = specs.Adam | specs.AdamW | specs.Adagrad
 LearningRate = specs.Constant | specs.Plateau | specs.WarmupCosine | specs.Cyclic

@@ -5,6 +5,7 @@ from vaelab.objectives.adversarial import VAEGAN as VAEGAN
 from vaelab.objectives.adversarial import Factor as Factor
 from vaelab.objectives.aggregate import DIP as DIP
 from vaelab.objectives.aggregate import BetaTC as BetaTC
+from vaelab.objectives.chains import MCEM as MCEM
 from vaelab.objectives.deterministic import RAE as RAE
 from vaelab.objectives.elbo import ELBO as ELBO
 from vaelab.objectives.elbo import BalancedELBO as BalancedELBO

@@ -57,7 +57,7 @@ class WakeSleep(Objective):
     def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """Distortion, and the sample estimate of the rate."""
         draw = model.draw(batch.x, noise=noise)
-        rate = _score(draw.qz, draw.z[0][0]) - draw.log_pz[0]
+        rate = score(self.word, draw.qz, draw.z[0][0]) - draw.log_pz[0]
         return {"distortion": -draw.log_px.mean(0), "rate": rate}
 
     def loss(self, means: Mapping[str, Tensor]) -> Tensor:
@@ -74,14 +74,18 @@ class WakeSleep(Objective):
             z = cast("PriorDistribution", model.prior()).rsample_from(noise, len(batch.x))
             x = model.likelihood(z).sample()
         # Neither z nor q(z|x) depends on the decoder: its gradient of the bound is that of log p(x, z).
-        yield ("decoder", "encoder"), (loss, -_score(model.posterior(x), z).mean())
+        yield ("decoder", "encoder"), (loss, -score(self.word, model.posterior(x), z).mean())
         return self.record(loss, means)
 
 
-def _score(qz: Distribution, z: Tensor) -> Tensor:
-    """Compute log q(z|x) (B,) of given codes (B, D), in nats."""
+def score(word: str, qz: Distribution, z: Tensor) -> Tensor:
+    """Compute log q(z|x) (B,) of given codes (B, D), in nats, for the objective of this word.
+
+    Raises:
+        TypeError: if that is not known of codes which q did not draw.
+    """
     if cast("Posterior", qz).penalty is None:  # else a code is chosen, not drawn, and its mass has no gradient
         with contextlib.suppress(NotImplementedError):
             return qz.log_prob(z)
-    raise TypeError(f"wake-sleep scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
+    raise TypeError(f"{word} scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
                     "--posterior diagonal-normal can")  # fmt: skip

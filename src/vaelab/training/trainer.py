@@ -91,6 +91,9 @@ class Trainer:
                 f"a batch of {self.batch_size} cannot be shared by {self.team.world} processes: choose a --batch-size "
                 "that their number divides"
             )
+        if run.objective.remembers and self.team.world > 1:
+            raise UsageError(f"--objective {run.objective.word} keeps something of each image, which processes do not "
+                             "share: train it in one")  # fmt: skip
         self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
