@@ -9,3 +9,4 @@ from vaelab.evaluate.elbo import protocol_of as protocol_of
 from vaelab.evaluate.estimate import Estimate as Estimate
 from vaelab.evaluate.importance import importance_rows as importance_rows
 from vaelab.evaluate.importance import nll as nll
+from vaelab.evaluate.reciprocal import reciprocal_nll as reciprocal_nll
