@@ -25,7 +25,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import vaelab as v
-from vaelab.data.datasets import Dataset
 from vaelab.drawing import media
 from vaelab.figures.style import STYLE
 from vaelab.runs.checkpoint import write_bytes, write_json
@@ -112,28 +111,29 @@ def likelihood() -> None:
 
             def measure(epoch: Epoch, epochs: tuple[int, ...] = epochs, curve: list[dict[str, Any]] = curve) -> None:
                 if epoch.number in epochs:
-                    point: dict[str, Any] = {"images_seen": epoch.number * len(epoch.data.train) // 100 * 100}
-                    for split in ("train", "test"):
-                        found = v.evaluate.reciprocal_nll(epoch.model, epoch.data, split, rows=SCORED)
-                        point[split] = _pair(found["nll_reciprocal"])
-                    curve.append(point)
-                    print(epoch.run.objective.word, point, flush=True)
+                    curve.append(_likelihood_at(epoch))
+                    print(epoch.run.objective.word, curve[-1], flush=True)
 
-            model = v.fit(run, data, on_epoch_end=(measure,))
-            row = {
-                "training_images": size,
-                "curve": curve,
-                "importance_sampling": {split: _pair(_importance(model, data, split)) for split in ("train", "test")},
-                "negative_elbo": _pair(v.evaluate.evaluate(model, run, data)["negative_elbo"]),
-                "cpu_minutes": round((time.process_time() - started) / 60, 1),
-            }
-            _add(LIKELIHOOD, name, row, "nats per image, standard error over images: -log p(x), in the curve by "
-                 "evaluate.reciprocal_nll (50 samples, 4 leapfrog steps), at the end (of the best epoch) by importance "
-                 "sampling too (5,000 samples)")  # fmt: skip
+            v.fit(run, data, on_epoch_end=(measure,))
+            row = {"training_images": size, "curve": curve,
+                   "cpu_minutes": round((time.process_time() - started) / 60, 1)}  # fmt: skip
+            _add(LIKELIHOOD, name, row, "nats per image, standard error over images: -log p(x) by "
+                 "evaluate.reciprocal_nll (50 samples, 4 leapfrog steps); at the end by importance sampling of 5,000 "
+                 "too, and -ELBO; processor minutes with these measurements")  # fmt: skip
 
 
-def _importance(model: v.VAE, data: Dataset, split: str) -> v.Estimate:
-    return v.evaluate.nll(model, data, split, num_samples=5_000, rows=SCORED)["nll_5000"]
+def _likelihood_at(epoch: Epoch) -> dict[str, Any]:
+    """What is measured of a model while it trains; where it ends, in other ways too."""
+    model, data = epoch.model, epoch.data
+    point: dict[str, Any] = {"images_seen": epoch.number * len(data.train)}
+    for split in ("train", "test"):
+        point[split] = _pair(v.evaluate.reciprocal_nll(model, data, split, rows=SCORED)["nll_reciprocal"])
+        if epoch.last:
+            found = v.evaluate.nll(model, data, split, num_samples=5_000, rows=SCORED)["nll_5000"]
+            point[f"{split}_importance"] = _pair(found)
+    if epoch.last:
+        point["negative_elbo"] = _pair(v.evaluate.evaluate(model, epoch.run, data)["negative_elbo"])
+    return point
 
 
 def _pair(estimate: v.Estimate) -> list[float]:
@@ -153,6 +153,58 @@ def _add(path: Path, name: str, row: dict[str, Any], what: str) -> None:
     what_made = path.stem.removeprefix("aevb-")
     write_json(path, {"command": f"python benchmarks/aevb.py {what_made}{' OUT' if path == BOUNDS else ''}",
                       "seed": 0, "threads": 1, "what": what, "rows": rows})  # fmt: skip
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def bounds_table() -> str:
+    """A row for each number of dimensions of MNIST: both rules, with a rerun's numbers."""
+    rows = _rows(BOUNDS)
+    lines = [
+        "| dimensions | AEVB: distortion | KL | −ELBO | a rerun's | wake-sleep: −ELBO | a rerun's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in DIMENSIONS["aevb"]:
+        ours, other = (rows.get(f"aevb-{rule}-{size}", {"test": {}})["test"] for rule in ("elbo", "wake-sleep"))
+        cells = [_cell(ours.get(key)) for key in ("distortion", "rate", "negative_elbo")]
+        cells += [f"{RERUN['elbo', size]:.2f}", _cell(other.get("negative_elbo")), f"{RERUN['wake-sleep', size]:.2f}"]
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def frey_table() -> str:
+    """A row for each number of dimensions of Frey Face."""
+    rows = _rows(BOUNDS)
+    lines = [
+        "| dimensions | AEVB: bound on log p(x) | KL | wake-sleep: bound on log p(x) | KL |",
+        "|---|---|---|---|---|",
+    ]
+    for size in DIMENSIONS["aevb-frey"]:
+        cells: list[str] = []
+        for rule in ("elbo", "wake-sleep"):
+            test = rows.get(f"aevb-frey-{rule}-{size}", {"test": {}})["test"]
+            bound = test.get("negative_elbo")
+            cells += [_cell(bound and {**bound, "value": -bound["value"]}), _cell(test.get("rate"))]
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def likelihood_table() -> str:
+    """A row for each model of figure 3, at the end of its training."""
+    lines = ["| training images | rule | images seen | −log p(x): training images | test images | test, by importance "
+             "sampling | −ELBO, test | processor minutes |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, row in _rows(LIKELIHOOD).items():
+        last = row["curve"][-1]
+        pairs = last["train"], last["test"], last["test_importance"], last["negative_elbo"]
+        cells = [f"{row['training_images']:,}", RULES[name.rsplit("-", 1)[0]], f"{last['images_seen']:,}",
+                 *(f"{value:.2f} ± {stderr:.2f}" for value, stderr in pairs), str(row["cpu_minutes"])]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(estimate: dict[str, Any] | None) -> str:
+    return "–" if estimate is None else f"{estimate['value']:.2f} ± {estimate['stderr']:.2f}"
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

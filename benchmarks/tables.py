@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aevb
 from parts import SLOTS, parts_table
 from training import SIDES, seconds
 from vaelab.config import Run
@@ -36,7 +37,7 @@ from vaelab.runs.loading import load_model
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/improving.md", "docs/theory.md", "docs/doctor.md",
-         "docs/performance.md", "docs/parts.md")  # fmt: skip
+         "docs/performance.md", "docs/parts.md", "docs/aevb.md")  # fmt: skip
 
 VARIANTS = {"burda-dreg-short": "burda-dreg"}
 """Recipes that were measured with other settings too, by the name of the result."""
@@ -478,6 +479,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "streaming": streaming_table,
     "bf16": bf16_table,
     "explorer": explorer_table,
+    "aevb-bounds": aevb.bounds_table,
+    "aevb-frey": aevb.frey_table,
+    "aevb-likelihood": aevb.likelihood_table,
     **{f"parts-{slot}": partial(parts_table, slot) for slot in SLOTS},
 }
 
