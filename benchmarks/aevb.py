@@ -66,7 +66,7 @@ def bounds(out: str, *names: str) -> None:
         if name in _rows(BOUNDS):
             continue
         path, (recipe, rule, size) = Path(out) / name, wanted[name]
-        begun = (path / "last.pt").exists()
+        begun = (path / "config.json").exists()
         run = v.override(v.recipes.recipe(recipe), objective=rule, latent_dim=size, precision="bf16", threads=1)
         model = v.fit(run, out=path, resume=begun)
         data, folder = v.load(run.data), RunFolder.open(path)

@@ -205,7 +205,7 @@ def test_a_terminal_shows_progress(tmp_path):
         (["train", "mlp", "--epochs", "-1"], "--epochs -1: must be greater than 0"),
         (["train", "mlp", "--batch-size", "0"], "--batch-size 0: must be greater than 0"),
         (["train", "mlp", "--beta", "nan"], "--beta nan: must be a finite number"),
-        (["train", "mlp", "--optimizer", "adagrad"], "optimizer 'adagrad' is not known"),
+        (["train", "mlp", "--optimizer", "rmsprop"], "optimizer 'rmsprop' is not known"),
         (["train", "mlp", "--posterior", "gumbel-softmax", "--z-dim", "8"], "--z-dim is a setting of --posterior diag"),
         (
             ["train", "mlp", "--objective", "iwae", "--beta", "4"],

@@ -808,10 +808,38 @@ def test_dropout_and_precision_do_not_reach_the_chains():
     assert torch.equal(found[0], found[2])
 
 
+def test_mcem_is_no_compiled_step_and_stays_in_training_mode(digits, caplog, monkeypatch):
+    run = dataclasses.replace(TINY, objective=objectives.MCEM())
+    with caplog.at_level("INFO", "vaelab"):
+        plain, asked = (trained(run, digits, 2, way) for way in ("off", "on"))
+    assert caplog.messages.count("steps of --objective mcem are not compiled") == 1
+    assert not asked.compiled
+    assert torch.equal(plain.terms, asked.terms)
+
+    def broken(x, z):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(asked.model, "log_px", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        next(run.objective.losses(asked.model, asked.networks, digits.train.rows(slice(0, 4)), NOISE))
+    assert asked.model.training
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")  # as on a GPU, but for the numbers
+def test_chains_come_back_on_the_device_of_their_run():
+    chains = objectives.MCEM().networks(linear_vae(3)).to("meta")
+    chains.load_state_dict({"chains.z": torch.zeros(5, 3), "chains.log_eps": torch.tensor(0.5)})
+    assert chains["chains"].z.device.type == "meta"
+    assert chains["chains"].z.shape == (5, 3)
+
+
 def test_mcem_trains_in_one_process_on_latents_that_fill_a_space(digits):
     run = dataclasses.replace(TINY, objective=objectives.MCEM())
     with pytest.raises(UsageError, match="--objective mcem keeps something of each image"):
         Trainer(run, digits, CPU, Team(0, 2))
+    shared = dataclasses.replace(digits.train, index=torch.zeros_like(digits.train.index))
+    with pytest.raises(UsageError, match="several images have the same"):
+        Trainer(run, dataclasses.replace(digits, train=shared), CPU)
     with pytest.raises(UsageError, match="--objective mcem moves codes along gradients"):
         Trainer(dataclasses.replace(run, posterior=specs.VonMisesFisher(3), prior=specs.UniformSphere()), digits, CPU)
 

@@ -13,6 +13,7 @@ FILES = {
     "mlp": (["--epochs", "2"], ["latent_space.png", "samples.png"]),
     "fast": (["--epochs", "2"], ["samples.png", "reconstructions.png", "loss_curve.png"]),
     "burda-vae": (["--epochs", "2", "--kl-warmup-epochs", "1"], ["samples.png", "loss_curve.png"]),
+    "aevb": (["--epochs", "2"], ["samples.png", "reconstructions.png", "loss_curve.png"]),
     "mlp-2d": (
         ["--epochs", "2"],
         ["loss_curve.png", "recon_epoch_1.png", "recon_epoch_2.png", "samples.png", "latent_2d.png"],

@@ -684,7 +684,7 @@ def test_a_plain_training_loads_no_compiler(tmp_path):
     """It takes a second and 70 MiB, and torch would load it for its optimizers alone."""
     program = """
 import sys, vaelab as v
-for optimizer in ("adam", "adamw"):
+for optimizer in ("adam", "adamw", "adagrad"):
     run = v.override(v.recipes.conv_beta(), data="digits", epochs=1, batch_size=128, encoder_conv_channels=(4, 8),
                      decoder_conv_channels=(8, 4), compile="auto", optimizer=optimizer)
     v.fit(run, out=f"{optimizer}-a")

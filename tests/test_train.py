@@ -900,6 +900,52 @@ def test_glorots_weights_have_his_scale_and_the_first_image_is_the_mean_image(di
         assert (plain.likelihood(drawn).mean.mean(0) - expected).abs().mean() > 0.1
 
 
+def test_the_papers_weights_are_normal_biases_too(digits):
+    model = Trainer(recipe("aevb"), digits, torch.device("cpu")).model
+    for layer in (model.encoder.layers[1], model.posterior_head.loc_and_log_scale, model.decoder.layers[2]):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert 0.006 < layer.bias.std().item() < 0.014
+        assert abs(layer.weight.mean().item()) < 0.001
+
+
+def test_adagrad_takes_the_papers_step_with_a_prior_over_the_weights(digits):
+    """Of each weight the gradient, and the weight over N, over the root of the sum of all their squares."""
+    run = override(recipe("aevb"), batch_size=64, encoder_hidden_dims=(8,), decoder_hidden_dims=(8,), weight_decay=0.5,
+                   learning_rate=0.05)  # fmt: skip
+    trainer = Trainer(run, digits, torch.device("cpu"))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    squares = [torch.zeros_like(parameter) for parameter in before]
+    for _ in range(3):
+        trainer.train_step()
+        for weight, square, parameter in zip(before, squares, trainer.model.parameters(), strict=True):
+            gradient = parameter.grad + 0.5 * weight
+            square += gradient**2
+            weight -= 0.05 * gradient / (square.sqrt() + 1e-10)
+            torch.testing.assert_close(parameter.detach(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_adagrad_goes_on_where_it_was(digits, tmp_path):
+    run = override(recipe("mlp"), data="digits", epochs=2, optimizer="adagrad", schedule="warmup-cosine",
+                   encoder_hidden_dims=(16,), decoder_hidden_dims=(16,), batch_size=256, save_every=2)  # fmt: skip
+    whole = Trainer(run, digits, torch.device("cpu"))
+    for _ in range(8):
+        whole.train_step()
+    parts = Trainer(run, digits, torch.device("cpu"))
+    for _ in range(3):
+        parts.train_step()
+    torch.save(parts.state(), tmp_path / "state.pt")
+    parts = Trainer(run, digits, torch.device("cpu"))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for group in state["optimizers"]["model"]["param_groups"]:
+        group["fused"] = None  # as where the checkpoint is of another kind of device
+    parts.load_state(state, None)
+    assert parts.optimizers["model"].param_groups[0]["fused"] is True
+    for _ in range(5):
+        parts.train_step()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], value), name
+
+
 def test_two_processes_do_not_train_into_one_folder(tmp_path, digits):
     run = override(recipe("mlp"), data="digits", epochs=1, encoder_hidden_dims=(8,), decoder_hidden_dims=(8,))
     folder = RunFolder(tmp_path / "run")

@@ -1,7 +1,8 @@
 """Devices, precision, and randomness as a function of (seed, stream, step).
 
 No random number of a training run comes from hidden state. Each is drawn from a generator that is seeded by what the
-number is for, so a resumed run needs only its weights, its optimizer and its step, and any step can be replayed alone.
+number is for, so a resumed run needs only its weights, its optimizer, its step and what its objective keeps, and any
+step can be replayed alone.
 
 Shapes: B batch (the first axis of everything drawn here).
 """

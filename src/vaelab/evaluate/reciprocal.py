@@ -17,8 +17,8 @@ from vaelab.divergences import log_mean_exp
 from vaelab.errors import UsageError
 from vaelab.evaluate.elbo import bound_protocol
 from vaelab.evaluate.estimate import Estimate
-from vaelab.evaluate.pieces import Values, in_pieces, join
-from vaelab.models import VAE
+from vaelab.evaluate.pieces import Values, in_pieces, join, not_finite
+from vaelab.models import SPACES, VAE
 from vaelab.posteriors import Posterior
 from vaelab.runtime import Noise, RowNoise
 from vaelab.samplers import TARGET_ACCEPTANCE, hamiltonian
@@ -37,9 +37,11 @@ def reciprocal_nll(
 
     .. math:: p(x) \approx \Big( \frac1L \sum_l \frac{q(z_l)}{p(z_l)\, p(x|z_l)} \Big)^{-1}.
 
-    The mean estimates 1/p(x) without bias, were the samples independent, so that this is a *lower* bound on -log p(x)
-    in expectation (Jensen), where importance sampling gives an upper one. It is poor where q has more mass in the
-    tails than the posterior; that, and the fit, are why it is for few dimensions (the paper: fewer than five).
+    Of samples that are the posterior's, and independent of those that q is fitted to, the mean estimates 1/p(x)
+    without bias, so that this is a *lower* bound on -log p(x) in expectation (Jensen), where importance sampling gives
+    an upper one. A chain that has not arrived makes log p(x) too small, by any amount, and q with more mass in the
+    tails than the posterior makes the mean's variance large; that, and the fit, are why it is for few dimensions (the
+    paper: fewer than five).
 
     Args:
         model: the trained model.
@@ -53,21 +55,31 @@ def reciprocal_nll(
         ``nll_reciprocal``, and the ``acceptance`` of the samples that it is made of (a share).
 
     Raises:
-        UsageError: if there are fewer than ten samples for each dimension, or the likelihood is none of these data.
+        UsageError: if there are fewer than ten samples for each dimension, latents do not fill R^D, or the likelihood
+            is none of these data.
+        FailureError: if an estimate is not finite, naming the image.
 
     Reference:
         Kingma & Welling (2014), appendix D. https://arxiv.org/abs/1312.6114
     """
     require_fit(model.likelihood_head, data, (split,))
-    if num_samples < 10 * model.latent_dim or model.space != "real":
-        raise UsageError(f"a density is fitted to {num_samples} samples of {model.latent_dim} dimensions in R^D: at "
-                         "least ten for each are needed; evaluate.nll needs none")  # fmt: skip
+    if model.space != "real":
+        raise UsageError(f"chains move along gradients, in R^D, and these latents lie in {SPACES[model.space]}: take "
+                         "evaluate.nll")  # fmt: skip
+    if num_samples < 10 * model.latent_dim:
+        raise UsageError(f"a density is fitted to {num_samples} samples of {model.latent_dim} dimensions: at least ten "
+                         "for each are needed; evaluate.nll needs none")  # fmt: skip
+    if num_leapfrog < 1:
+        raise UsageError(f"num_leapfrog {num_leapfrog}: must be at least 1")
     size = len(data.split(split)) if rows is None else min(rows, len(data.split(split)))
     pieces = [slice(start, min(start + _IMAGES, size)) for start in range(0, size, _IMAGES)]
 
     def score(piece: slice) -> Values:
         noise = RowNoise(EVALUATION_SEED, piece.start, data.train.device)
         log_px, acceptance = _log_px(model, data.scored(split, piece).x, num_samples, num_leapfrog, noise)
+        bad = (~log_px.isfinite()).nonzero()
+        if len(bad):
+            raise not_finite("the estimate of log p(x)", piece.start + int(bad[0]), f"of the {split} split")
         return {"log_px": log_px.cpu().double().numpy(), "acceptance": acceptance.cpu().double().numpy()}
 
     values = join(in_pieces(model, pieces, score))

@@ -1,6 +1,6 @@
 """Learning from the true posterior, of which Markov chains draw samples.
 
-Shapes: B batch, D latent dimensions, R rows of the data that have been seen.
+Shapes: B batch, D latent dimensions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class MCEM(Objective):
 
     Note:
         Not on-line: an image that comes once never leaves the prior. A batch costs as much as 10 + 5 of another
-        objective. The chains are kept in the checkpoint, and by one process.
+        objective, and is no compiled step. The chains are kept in the checkpoint, and by one process. They move under
+        the decoder as it is evaluated, and of an image as it comes: where that changes (``--protocol dynamic``,
+        augmentation), or weights step under dropout or batch norm, they are always a transition behind.
 
     Reference:
         Wei & Tanner (1990), A Monte Carlo implementation of the EM algorithm. https://doi.org/10.2307/2290005
@@ -107,14 +109,16 @@ class MCEM(Objective):
 
         chains, training = cast(Chains, networks["chains"]), model.training
         model.eval()  # else dropout would change the density on the way, and one chain depend on those beside it
-        with torch.autocast(batch.x.device.type, enabled=False), model.fixed_prior():
-            pz, size = model.prior(), len(batch.x)
-            start = chains.of(batch.index, cast("PriorDistribution", pz).rsample_from(noise, size).detach())
-            z, probability = hamiltonian(
-                lambda z: model.log_px(batch.x, z[None])[0] + pz.log_prob(z), start, chains.log_eps.exp(),
-                noise.normal("momentum", start.shape), noise.uniform("transition", (size, 2)).mT, self.num_leapfrog,
-            )  # fmt: skip
-        model.train(training)
+        try:
+            with torch.autocast(batch.x.device.type, enabled=False), model.fixed_prior():
+                pz, size = model.prior(), len(batch.x)
+                start = chains.of(batch.index, cast("PriorDistribution", pz).rsample_from(noise, size).detach())
+                z, probability = hamiltonian(
+                    lambda z: model.log_px(batch.x, z[None])[0] + pz.log_prob(z), start, chains.log_eps.exp(),
+                    noise.normal("momentum", start.shape), noise.uniform("transition", (size, 2)).mT, self.num_leapfrog,
+                )  # fmt: skip
+        finally:
+            model.train(training)
         chains.keep(batch.index, z)
         chains.log_eps += _GAIN * (probability.mean() - ACCEPTANCE)
         return z

@@ -1,6 +1,6 @@
 """What an objective remembers of each training image from one epoch to the next.
 
-Shapes: B batch, D latent dimensions, R rows of the data that have been seen.
+Shapes: B batch, D latent dimensions, R the highest row number that has been seen, and one.
 """
 
 from __future__ import annotations
@@ -49,5 +49,5 @@ class Chains(nn.Module):
             self.z[index] = z
 
 
-def _make_room(chains: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    chains.z = state[f"{prefix}z"].clone()
+def _make_room(chains: Chains, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    chains.z = torch.empty_like(state[f"{prefix}z"], device=chains.z.device)

@@ -59,7 +59,7 @@ class Objective(ABC):
         return self
 
     def networks(self, model: VAE) -> ModuleDict:
-        """What the objective itself learns (a critic); empty for most."""
+        """What the objective itself learns (a critic), or keeps of images; empty for most."""
         from torch.nn import ModuleDict
 
         return ModuleDict()

@@ -30,7 +30,7 @@ def aevb() -> Run:
 def aevb_frey() -> Run:
     """The same on Frey Face: 560-200-10, with a normal distribution of its own mean and variance for each pixel.
 
-    Ten million images seen. The mean is a sigmoid, as in the paper; the standard deviation has a floor of 0.01, as one
+    9.5 million images seen. The mean is a sigmoid, as in the paper; the standard deviation has a floor of 0.01, as one
     without has no best value.
     """
     return Run(

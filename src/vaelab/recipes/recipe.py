@@ -49,8 +49,8 @@ class Recipe:
         make: returns the run, whose ``recipe`` is this one's name.
         title: one line that says what it is.
         source: the description that it implements.
-        published: the source's numbers on MNIST's test set, by the metric's name (nats per image, or units); empty if
-            it gives none for the same data and protocol.
+        published: the source's numbers on MNIST's test set, or those of a rerun that it names, by the metric's name
+            (nats per image, or units); empty if there are none for the same data and protocol.
         minutes: what full length takes on one CPU core, as measured; None: not known.
         shown: what ``reproduce`` measures where nothing is published.
     """

@@ -51,9 +51,9 @@ class Adagrad:
     weight_decay: float = option(0.0, "added to the gradient, times the weights: 1/N images is the prior N(0, I)")
 
     def build(self, parameters: Iterable[Parameter], learning_rate: float) -> Optimizer:
-        """Make torch's optimizer; in its fused form where there is one, on a CPU."""
+        """Make torch's optimizer; in its fused form where there is one, on a CPU and CUDA."""
         parameters = list(parameters)
-        fused = all(parameter.device.type == "cpu" for parameter in parameters)
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         return _of_torch("Adagrad", parameters, learning_rate, fused=fused, weight_decay=self.weight_decay)
 
 

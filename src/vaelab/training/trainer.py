@@ -91,9 +91,8 @@ class Trainer:
                 f"a batch of {self.batch_size} cannot be shared by {self.team.world} processes: choose a --batch-size "
                 "that their number divides"
             )
-        if run.objective.remembers and self.team.world > 1:
-            raise UsageError(f"--objective {run.objective.word} keeps something of each image, which processes do not "
-                             "share: train it in one")  # fmt: skip
+        if run.objective.remembers:
+            self._require_own_rows()
         self.rows_per_step = self.batch_size // self.team.world
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.model = build_model(run, data.shape).to(device)
@@ -121,6 +120,9 @@ class Trainer:
         self.average = MovingAverage(self.model, decay) if decay else None
         self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
         wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
+        if wanted and run.objective.remembers:  # what it keeps grows while images come for the first time
+            log.info("steps of --objective %s are not compiled", run.objective.word)
+            wanted = False
         self.compiled = self.team.agree(wanted)
         self.step = 0
         self.stopped = False
@@ -136,6 +138,16 @@ class Trainer:
             log.info("%d processes, which %s", self.team.world, way)
         self.order = torch.empty(0)
         self._take_step: Step | None = None
+
+    def _require_own_rows(self) -> None:
+        """Refuse what an objective that keeps something of each image cannot do with."""
+        word, index = self.run.objective.word, self.data.train.index
+        if self.team.world > 1:
+            raise UsageError(f"--objective {word} keeps something of each image, which processes do not share: train "
+                             "it in one")  # fmt: skip
+        if len(index.unique()) < len(index):
+            raise UsageError(f"--objective {word} keeps something of each image, by its row number, and several images "
+                             "have the same: give each its own index")  # fmt: skip
 
     def _some_images(self, count: int) -> Tensor:
         """Training images (at most ``count``, C, H, W), always the same."""
@@ -387,7 +399,11 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for name, optimizer in self.optimizers.items():
+            fused = [group.get("fused") for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, own in zip(optimizer.param_groups, fused, strict=True):
+                if "fused" in group:  # the checkpoint may be of another device
+                    group["fused"] = own
         # Not strict: where there are none, earlier checkpoints hold None for each optimizer.
         for plateau, saved in zip(self.plateaus, state["plateaus"], strict=False):
             plateau.load_state_dict(saved)
