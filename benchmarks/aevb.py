@@ -3,7 +3,8 @@
     python benchmarks/aevb.py bounds OUT [NAME ...]  trains the runs of figure 2 into OUT, or those of these names, and
                                                      measures them: benchmarks/results/aevb-bounds.json
     python benchmarks/aevb.py likelihood             figure 3: benchmarks/results/aevb-likelihood.json
-    python benchmarks/aevb.py draw                   docs/images/aevb-bounds.png and aevb-likelihood.png
+    python benchmarks/aevb.py draw                   both as pictures: docs/images/aevb-bounds.png, aevb-likelihood.png
+    python benchmarks/aevb.py pictures OUT           figures 4 and 5, of OUT: aevb-manifold.png, aevb-samples.png
 
 A run is called ``aevb-elbo-20``: recipe, objective, dimensions. What was trained or measured already is not again; a
 run that was stopped goes on.
@@ -25,10 +26,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import vaelab as v
+from vaelab import figures
 from vaelab.drawing import media
-from vaelab.figures.style import STYLE
+from vaelab.figures.decoding import decode, sample_prior
+from vaelab.figures.style import STYLE, show, tile
 from vaelab.runs.checkpoint import write_bytes, write_json
 from vaelab.runs.folder import RunFolder
+from vaelab.runs.loading import load_model
 from vaelab.runtime import cpu_name
 from vaelab.train import Epoch
 
@@ -49,8 +53,8 @@ SCORED = 1_000  # images of either split, as in the paper
 
 
 def main(what: str, *arguments: str) -> None:
-    """Do one of the three."""
-    {"bounds": bounds, "likelihood": likelihood, "draw": draw}[what](*arguments)
+    """Do one of the four."""
+    {"bounds": bounds, "likelihood": likelihood, "draw": draw, "pictures": pictures}[what](*arguments)
 
 
 # --- figure 2 -------------------------------------------------------------------------------------------------------
@@ -215,6 +219,21 @@ def draw() -> None:
     with mpl.rc_context(STYLE):
         write_bytes(IMAGES / "aevb-bounds.png", media.png(bounds_figure(_rows(BOUNDS)), dpi=90))
         write_bytes(IMAGES / "aevb-likelihood.png", media.png(likelihood_figure(_rows(LIKELIHOOD)), dpi=90))
+
+
+def pictures(out: str) -> None:
+    """Draw what the trained models make: the plane of Frey Face's two dimensions, and samples of MNIST's."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        plane = figures.manifold(load_model(Path(out) / "aevb-frey-elbo-2"), 12, title="Frey Face, 2 dimensions")
+        write_bytes(IMAGES / "aevb-manifold.png", media.png(plane, dpi=90))
+        figure = Figure(figsize=(13, 3.5), layout="constrained")
+        sizes = DIMENSIONS["aevb"][:4]
+        for axes, size in zip(figure.subplots(1, len(sizes)), sizes, strict=True):
+            model = load_model(Path(out) / f"aevb-elbo-{size}")
+            show(axes, tile(decode(model, sample_prior(model, 64, seed=0)), 8))
+            axes.set_title(f"{size} dimensions")
+            axes.set_axis_off()
+        write_bytes(IMAGES / "aevb-samples.png", media.png(figure, dpi=90))
 
 
 def bounds_figure(rows: dict[str, Any]) -> Figure:
