@@ -5,13 +5,12 @@ Shapes: B batch, D latent dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast, final
 
 from vaelab.errors import UsageError
-from vaelab.objectives.objective import Losses, Objective, Parts, means_of, two_sides
-from vaelab.objectives.wake_sleep import score
+from vaelab.objectives.objective import Losses, Parts, means_of
+from vaelab.objectives.wake_sleep import Scored
 from vaelab.specs.spec import positive
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _GAIN = 0.05  # of the step size's logarithm, a batch and unit of acceptance
 
 @final
 @dataclass(frozen=True)
-class MCEM(Objective):
+class MCEM(Scored):
     r"""Monte Carlo EM: :math:`z \sim p_\theta(z|x)` by Hamiltonian Monte Carlo, then steps up
     :math:`\log p_\theta(x, z)`.
 
@@ -77,17 +76,7 @@ class MCEM(Objective):
         if model.space != "real":
             raise UsageError("--objective mcem moves codes along gradients, in R^D: choose another posterior "
                              "(--posterior diagonal-normal)")  # fmt: skip
-        return two_sides(model, self.word)
-
-    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
-        """Distortion, and the sample estimate of the rate, both of the encoder's codes."""
-        draw = model.draw(batch.x, noise=noise)
-        rate = score(self.word, draw.qz, draw.z[0][0]) - draw.log_pz[0]
-        return {"distortion": -draw.log_px.mean(0), "rate": rate}
-
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Distortion + rate."""
-        return means["distortion"] + means["rate"]
+        return super().groups(model, networks)
 
     def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Move the chains, then step with where they are."""
@@ -95,7 +84,7 @@ class MCEM(Objective):
         means: Parts = {}
         for _ in range(self.weight_steps):
             log_px, log_pz = model.log_px(batch.x, z[None])[0], model.prior().log_prob(z)
-            log_qz = score(self.word, model.posterior(batch.x), z)
+            log_qz = self.score(model.posterior(batch.x), z)
             means = means or means_of({"distortion": -log_px, "rate": log_qz - log_pz})
             yield ("decoder", "encoder"), (-(log_px + log_pz).mean(), -log_qz.mean())
         return self.record(self.loss(means), means)

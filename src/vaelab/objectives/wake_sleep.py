@@ -23,9 +23,43 @@ if TYPE_CHECKING:
     from vaelab.runtime import Noise
 
 
+@dataclass(frozen=True)
+class Scored(Objective):
+    """A rule whose encoder learns to score codes that it did not draw.
+
+    Monitored is the negative ELBO with a sampled KL.
+    """
+
+    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
+        """Encoder and decoder."""
+        return two_sides(model, self.word)
+
+    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
+        """Distortion, and the sample estimate of the rate."""
+        draw = model.draw(batch.x, noise=noise)
+        rate = self.score(draw.qz, draw.z[0][0]) - draw.log_pz[0]
+        return {"distortion": -draw.log_px.mean(0), "rate": rate}
+
+    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Distortion + rate."""
+        return means["distortion"] + means["rate"]
+
+    def score(self, qz: Distribution, z: Tensor) -> Tensor:
+        """Log q(z|x) (B,) of given codes (B, D), in nats.
+
+        Raises:
+            TypeError: if that is not known of codes which q did not draw.
+        """
+        if cast("Posterior", qz).penalty is None:  # else a code is chosen, not drawn, and its mass has no gradient
+            with contextlib.suppress(NotImplementedError):
+                return qz.log_prob(z)
+        raise TypeError(f"{self.word} scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
+                        "--posterior diagonal-normal can")  # fmt: skip
+
+
 @final
 @dataclass(frozen=True)
-class WakeSleep(Objective):
+class WakeSleep(Scored):
     r"""Wake: :math:`\max_\theta E_{q(z|x)} \log p_\theta(x, z)` on data; sleep: :math:`\max_\phi E_{p(x, z)} \log
     q_\phi(z|x)` on images that the model itself draws.
 
@@ -50,20 +84,6 @@ class WakeSleep(Objective):
     word: ClassVar[str] = "wake-sleep"
     samples: ClassVar[bool] = True
 
-    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
-        """Encoder and decoder."""
-        return two_sides(model, self.word)
-
-    def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
-        """Distortion, and the sample estimate of the rate."""
-        draw = model.draw(batch.x, noise=noise)
-        rate = score(self.word, draw.qz, draw.z[0][0]) - draw.log_pz[0]
-        return {"distortion": -draw.log_px.mean(0), "rate": rate}
-
-    def loss(self, means: Mapping[str, Tensor]) -> Tensor:
-        """Distortion + rate."""
-        return means["distortion"] + means["rate"]
-
     def losses(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Losses:
         """Wake and sleep, of the same weights."""
         from torch import no_grad
@@ -74,18 +94,5 @@ class WakeSleep(Objective):
             z = cast("PriorDistribution", model.prior()).rsample_from(noise, len(batch.x))
             x = model.likelihood(z).sample()
         # Neither z nor q(z|x) depends on the decoder: its gradient of the bound is that of log p(x, z).
-        yield ("decoder", "encoder"), (loss, -score(self.word, model.posterior(x), z).mean())
+        yield ("decoder", "encoder"), (loss, -self.score(model.posterior(x), z).mean())
         return self.record(loss, means)
-
-
-def score(word: str, qz: Distribution, z: Tensor) -> Tensor:
-    """Compute log q(z|x) (B,) of given codes (B, D), in nats, for the objective of this word.
-
-    Raises:
-        TypeError: if that is not known of codes which q did not draw.
-    """
-    if cast("Posterior", qz).penalty is None:  # else a code is chosen, not drawn, and its mass has no gradient
-        with contextlib.suppress(NotImplementedError):
-            return qz.log_prob(z)
-    raise TypeError(f"{word} scores codes that the encoder did not draw, and {type(qz).__name__} cannot: "
-                    "--posterior diagonal-normal can")  # fmt: skip
