@@ -55,5 +55,5 @@ RECIPES: dict[str, Recipe] = {
         f"{_PAPER}; numbers: a public rerun (AEVB MNIST Reproduction v3)",
         {"negative_elbo": 100.61, "distortion": 73.98, "rate": 26.63}, 15,
     ),
-    "aevb-frey": Recipe(aevb_frey, "the same on Frey Face, 560-200-10, Gaussian pixels", _PAPER, {}, 3),
+    "aevb-frey": Recipe(aevb_frey, "the same on Frey Face, 560-200-10, Gaussian pixels", _PAPER, {}, 4),
 }  # fmt: skip
