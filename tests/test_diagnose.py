@@ -117,6 +117,14 @@ def test_what_holds_a_prior_is_read_from_the_run(changes, held, digits):
     assert doctor.examine(replace(recipe("ae-2d"), **changes), None, digits, []).prior_held is held
 
 
+def test_a_loss_that_need_not_fall_from_the_first_epoch_is_no_explosion(digits):
+    rising = replace(HEALTHY, **ILL["exploding gradient"])
+    assert "exploding gradient" in names(rising)
+    assert "exploding gradient" not in names(replace(rising, descends=False))
+    for rule, falls in ((objectives.MCEM(), False), (objectives.WakeSleep(), True)):
+        assert doctor.examine(replace(recipe("mlp"), objective=rule), None, digits, []).descends is falls
+
+
 def test_pixels_are_summed_up_piece_by_piece(digits):
     found = doctor.examine(recipe("mlp"), None, digits, [], images=1200)
     x = digits.train.rows(slice(1200)).x.double()

@@ -69,6 +69,7 @@ class Symptoms:
         rate: mean rate of each dimension over validation images, (D,).
         two_sample: accuracy of telling q(z) from p(z).
         prior_held: codes were led to the prior, or it was fitted to them afterwards.
+        descends: the loss that is recorded falls from the first epoch on, if all is well.
         can_weigh: the objective has a ``--beta`` that could be raised.
         can_anneal: it has a ``--kl-warmup-epochs``.
         annealed_train, annealed_validation: -log p(x) of some images by annealing, where the -ELBO differs.
@@ -87,6 +88,7 @@ class Symptoms:
     rate: NDArray[np.float64] | None = None
     two_sample: float | None = None
     prior_held: bool = True
+    descends: bool = True
     can_weigh: bool = True
     can_anneal: bool = True
     annealed_train: NDArray[np.float64] | None = None
@@ -125,6 +127,7 @@ def examine(
         support=likelihood.support,
         train_size=len(data.train),
         prior_held=run.objective.holds_a_prior or not isinstance(run.prior, specs.StandardNormal),
+        descends=run.objective.descends,
         can_weigh="beta" in flags,
         can_anneal="kl_warmup_epochs" in flags,
     )
@@ -207,6 +210,8 @@ def _nan(s: Symptoms) -> Finding | None:
 
 def _exploding(s: Symptoms) -> Finding | None:
     least = math.inf
+    if not s.descends:
+        return None
     # A KL weight that rises makes the loss rise with it: only epochs at the final weight are compared.
     for record in (record for record in s.history if record["beta"] >= s.beta):
         loss = record["loss"]

@@ -59,6 +59,7 @@ class MCEM(Scored):
     """
 
     word: ClassVar[str] = "mcem"
+    descends: ClassVar[bool] = False  # codes leave the prior before the encoder knows them
     remembers: ClassVar[bool] = True
     num_leapfrog: int = positive(10, "leapfrog steps of a transition")
     weight_steps: int = positive(5, "steps of the weights a batch")

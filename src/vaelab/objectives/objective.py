@@ -45,6 +45,7 @@ class Objective(ABC):
     terms: ClassVar[tuple[str, ...]] = ("distortion", "rate")  # parts that are recorded, in nats per example
     in_batch: ClassVar[bool] = False  # a part of one example depends on those beside it: a batch's size counts
     holds_a_prior: ClassVar[bool] = True  # codes are led to the prior, so that its draws are places they lie in
+    descends: ClassVar[bool] = True  # the loss that is recorded of training falls from the first epoch on
     remembers: ClassVar[bool] = False  # it keeps something of each training image, which processes do not share
     samples: ClassVar[bool] = False  # it draws images, and so from torch's global generator: its numbers are seeded
     beta = 1.0  # the weight on the rate, for records; a field where it can be chosen
