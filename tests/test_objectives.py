@@ -1015,14 +1015,8 @@ def test_the_compiled_step_of_two_groups_is_the_plain_one(digits):
 @pytest.mark.parametrize("rule", [*RULES, objectives.RAE(gradient_penalty=1e-3), objectives.BalancedELBO()], ids=str)
 def test_a_posteriors_penalty_is_in_every_loss(rule):
     means = means_of(parts_of(rule, vae()))
-    if rule.word in (
-        "iwae",
-        "piwae",
-        "dreg",
-        "stl",
-        "wake-sleep",
-        "mcem",
-    ):  # which ask for densities of codes that are drawn
+    of_drawn_codes = ("iwae", "piwae", "dreg", "stl", "wake-sleep", "mcem")  # which ask for densities of these
+    if rule.word in of_drawn_codes:
         assert "penalty" not in means
         return
     more = {**means, "penalty": means["penalty"] + 3}
