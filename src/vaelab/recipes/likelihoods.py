@@ -51,8 +51,8 @@ def burda_iwae_5() -> Run:
     return dataclasses.replace(
         burda_iwae(),
         recipe="burda-iwae-5",
-        objective=IWAE(num_samples=5, warm_samples=(1,), warm_epochs=(150,)),
-        training=Training(epochs=700, batch_size=100, init="glorot"),
+        objective=IWAE(num_samples=5, warm_samples=(1,), warm_epochs=(50,)),
+        training=Training(epochs=1600, batch_size=100, init="glorot"),
     )
 
 
