@@ -62,7 +62,8 @@ LIKELIHOODS = [
 ]  # fmt: skip
 SHAPES: list[Shape] = [(1, 28, 28), (3, 33, 47), (1, 8, 8), (3, 28, 20), (1, 9, 31)]
 OBJECTIVES = [
-    ELBO(), Capacity(capacity=3.0), FreeBits(), BalancedELBO(), IWAE(3), IWAE(4, backward_samples=2), PIWAE(2, 3), DReG(3),
+    ELBO(), Capacity(capacity=3.0), FreeBits(), BalancedELBO(), IWAE(3), IWAE(4, backward_samples=2), PIWAE(2, 3),
+    PIWAE(2, 3, backward_samples=1), DReG(3),
     DReG(4, backward_samples=2), STL(), BetaTC(), Factor(critic_dims=(8,)), DIP(), MMD(), AAE((8,)), VAEGAN(), WakeSleep(),
     MCEM(), RAE(),
 ]  # fmt: skip

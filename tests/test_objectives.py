@@ -106,15 +106,17 @@ def test_analytic_and_sampled_kl_agree_in_mean():
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "of"),
-    [(objectives.IWAE, "bound", "posterior_head"), (objectives.DReG, "bound", "decoder"),
-     (objectives.DReG, "surrogate", "posterior_head")],
+    ("rule", "part", "of"),
+    [(objectives.IWAE(6), "bound", "posterior_head"), (objectives.DReG(6), "bound", "decoder"),
+     (objectives.DReG(6), "surrogate", "posterior_head"), (objectives.IWAE(4, 3), "bound", "posterior_head"),
+     (objectives.IWAE(6, elbo_share=0.4), "bound", "posterior_head"), (objectives.PIWAE(4, 3), "bound", "decoder"),
+     (objectives.PIWAE(4, 3), "averaged", "posterior_head")],
 )  # fmt: skip
-def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(kind, part, of):
-    """The bound is the same number; its gradient agrees in mean over choices, and differs on each."""
+def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(rule, part, of):
+    """The parts are the same numbers; their gradient agrees in mean over choices, and differs on each."""
     model, batch = bend(linear_vae(3), 0.8), images(4)
     parameters = list(getattr(model, of).parameters())
-    whole, few = parts_of(kind(6), model, batch), kind(6, backward_samples=2)
+    whole, few = parts_of(rule, model, batch), dataclasses.replace(rule, backward_samples=2)
     noise = NOISE
     exact = torch.cat([g.flatten() for g in gradient(whole[part].mean(), parameters)])
 
@@ -128,7 +130,8 @@ def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(kind, part, of)
     drawn = []
     for step in range(1600):
         parts = parts_of(few, model, batch, Choosing(step))
-        torch.testing.assert_close(parts["bound"], whole["bound"], rtol=1e-6, atol=1e-5)
+        for name in whole.keys() - {"surrogate"}:  # which is a gradient alone
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-6, atol=1e-5)
         drawn.append(torch.cat([g.flatten() for g in gradient(parts[part].mean(), parameters)]))
     found = torch.stack(drawn).double()
     error = (found.mean(0) - exact.double()) / (found.std(0) / 40 + 1e-9)
@@ -138,29 +141,24 @@ def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(kind, part, of)
 
 
 def test_resampling_picks_by_weight():
-    log_w = torch.tensor([[0.0], [1.0], [-2.0], [2.0]]).expand(-1, 3)
+    share = torch.tensor([[0.0], [1.0], [-2.0], [2.0]]).softmax(0).expand(-1, 3)
     u = torch.rand(3, 20_000, generator=torch.Generator().manual_seed(0))
-    share = torch.stack([(resample(log_w, u) == k).float().mean(1) for k in range(4)])
-    torch.testing.assert_close(share, log_w.softmax(0), atol=2e-3, rtol=0)
-    assert resample(log_w, torch.ones(3, 5)).max() == 3, "rounding leads beyond no end"
-
-
-def test_few_samples_are_for_one_bound_alone():
-    for rule in (objectives.IWAE(4, 2, backward_samples=1), objectives.IWAE(4, elbo_share=0.5, backward_samples=1)):
-        with pytest.raises(UsageError, match="--backward-samples is for one bound alone"):
-            rule.groups(linear_vae(2), nn.ModuleDict())
+    drawn = torch.stack([(resample(share, u) == k).float().mean(1) for k in range(4)])
+    torch.testing.assert_close(drawn, share, atol=2e-3, rtol=0)
+    assert resample(share, torch.ones(3, 5)).max() == 3, "rounding leads beyond no end"
 
 
 def test_few_samples_and_a_sigma_that_each_scoring_sets_are_refused():
     model = vae(likelihood=specs.OptimalGaussian())
     with pytest.raises(UsageError, match="would set its sigma twice: take --likelihood gaussian"):
         objectives.IWAE(4, backward_samples=1).groups(model, nn.ModuleDict())
-    with pytest.raises(UsageError, match="would set its sigma twice"):
-        objectives.DReG(4, backward_samples=1).groups(model, nn.ModuleDict())
+    for kind in (objectives.DReG, objectives.PIWAE):
+        with pytest.raises(UsageError, match="would set its sigma twice"):
+            kind(4, backward_samples=1).groups(model, nn.ModuleDict())
     assert objectives.IWAE(4).groups(model, nn.ModuleDict())
 
 
-@pytest.mark.parametrize("kind", [objectives.IWAE, objectives.DReG])
+@pytest.mark.parametrize("kind", [objectives.IWAE, objectives.DReG, objectives.PIWAE])
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_few_samples_and_batch_norm_are_refused(kind, side):
     """Of the samples that are chosen it would make other means than of all."""

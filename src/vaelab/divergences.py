@@ -37,19 +37,19 @@ def log_mean_exp(log_w: Float[Tensor, "K *rest"]) -> Float[Tensor, "*rest"]:
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
 
 
-def resample(log_w: Float[Tensor, "K B"], u: Float[Tensor, "B J"]) -> Int[Tensor, "B J"]:
-    r"""Draw J of K samples by their weights: each k at each place with probability :math:`w_k / \sum w`, on average.
+def resample(share: Float[Tensor, "K B"], u: Float[Tensor, "B J"]) -> Int[Tensor, "B J"]:
+    r"""Draw J of K samples by their shares (of sum 1): each k at each place with probability ``share[k]``, on average.
 
-    The j-th uniform number picks from the j-th of J equal shares of the weights (stratified resampling): every mean
+    The j-th uniform number picks from the j-th of J equal parts of the whole (stratified resampling): every mean
     over the J is unbiased, and of less variance than of independent draws.
 
     Reference:
         Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models, section 3.
         https://doi.org/10.2307/1390750
     """
-    share = log_w.mT.softmax(1).cumsum(1)
+    ends = share.mT.cumsum(1)
     places = (torch.arange(u.shape[1], device=u.device) + u) / u.shape[1]
-    return torch.searchsorted(share, places.to(share)).clamp(max=len(log_w) - 1)
+    return torch.searchsorted(ends, places.to(ends)).clamp(max=len(share) - 1)
 
 
 def kl_to_standard_normal(loc: Float[Tensor, "*B D"], log_scale: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar, Self, cast, final
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, cast, final
 
 from vaelab.errors import UsageError
 from vaelab.objectives.objective import Group, Loss, Objective, Parts, two_sides
@@ -66,13 +66,29 @@ class Growing(Objective):
         return -means["bound"]
 
 
+class Few(NamedTuple):
+    """Samples of a bound, some of which carry its gradient.
+
+    Args:
+        parts: bound, distortion and rate of all the samples, as ``weighed_parts``; without gradient.
+        log_w: log weights of all samples (K, M, B); without gradient.
+        chosen: which of the K were chosen, (J, M, B).
+        chosen_log_w: log weights of these, (J, M, B); with gradient.
+    """
+
+    parts: Parts
+    log_w: Tensor
+    chosen: Tensor
+    chosen_log_w: Tensor
+
+
 @dataclass(frozen=True)
 class ThroughFew(Growing):
     r"""A bound of K importance samples whose gradient may flow through few of them.
 
     Args:
         num_samples, warm_samples, warm_epochs: as in ``Growing``.
-        backward_samples: J; send the gradient through J of the K samples, drawn by their weights. A gradient
+        backward_samples: J; send the gradient through J of the K samples of a bound, drawn by their weights. A gradient
             :math:`\sum_k \tilde w_k g_k`, with :math:`\tilde w` the normalised weights, is the mean of :math:`g_j` over
             these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
 
@@ -90,18 +106,28 @@ class ThroughFew(Growing):
 
     _: KW_ONLY
     backward_samples: int | None = positive(
-        None, "send the gradient through so many, drawn by weight; default: through all"
+        None, "send the gradient through so many of a bound's, drawn by weight; default: through all"
     )
 
     def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """One group of all the model's parameters."""
-        if self.backward_samples is not None and _has_batch_norm(model):
+        self.require_alike(model)
+        return super().groups(model, networks)
+
+    def require_alike(self, model: VAE) -> None:
+        """Refuse a gradient through few where these would be scored otherwise than among all.
+
+        Raises:
+            UsageError: for batch norm, and for a likelihood that sets its sigma by what it scores.
+        """
+        if self.backward_samples is None:
+            return
+        if _has_batch_norm(model):
             raise UsageError("--backward-samples runs the network on all samples and again on some, which batch norm "
                              "would normalise otherwise: leave one out")  # fmt: skip
-        if self.backward_samples is not None and model.likelihood_head.spec.word == "optimal-gaussian":
+        if model.likelihood_head.spec.word == "optimal-gaussian":
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
-        return super().groups(model, networks)
 
     def _few(self) -> int | None:
         """J where a gradient is wanted and goes through few, else None."""
@@ -110,25 +136,36 @@ class ThroughFew(Growing):
         few = self.backward_samples
         return few if few is not None and few < self.num_samples and torch.is_grad_enabled() else None
 
-    def _through_few(
-        self, few: int, model: VAE, batch: Batch, noise: Noise, *, stop_qz: bool = False
-    ) -> tuple[Parts, Tensor, Tensor]:
-        """Parts of all samples, whose bound sends its gradient through some; log w and weights (J, B) of these."""
+    def _choose(
+        self,
+        few: int,
+        model: VAE,
+        batch: Batch,
+        noise: Noise,
+        *,
+        num_bounds: int = 1,
+        elbo_share: float = 0.0,
+        stop_qz: bool = False,
+    ) -> Few:
+        """All samples of M bounds, and J of each bound's once more, drawn by their shares of its gradient."""
         import torch
 
         from vaelab.divergences import resample
         from vaelab.runtime import ChosenNoise
 
+        total = num_bounds * self.num_samples
         with torch.no_grad():
-            draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise)
-            parts = weighed_parts(draw, 1)
-            chosen = resample(draw.log_w, noise.uniform("resample", (len(batch.x), few)))
-            weights = draw.log_w.softmax(0).mT.gather(1, chosen).mT
-        again = model.draw(
-            batch.x, num_samples=few, noise=ChosenNoise(noise, self.num_samples, chosen), stop_qz=stop_qz
-        )
-        surrogate = again.log_w.mean(0)
-        return {**parts, "bound": parts["bound"] + surrogate - surrogate.detach()}, again.log_w, weights
+            draw = model.draw(batch.x, num_samples=total, noise=noise)
+            log_w = _by_bound(draw.log_w, num_bounds)
+            share = elbo_share / self.num_samples + (1 - elbo_share) * log_w.softmax(0)
+            u = noise.uniform("resample", (len(batch.x), num_bounds * few))
+            u = u.reshape(-1, num_bounds, few).transpose(0, 1).flatten(0, 1)  # as (M B, J)
+            chosen = resample(share.flatten(1), u).mT.reshape(few, *share.shape[1:])
+            rows = chosen * num_bounds + torch.arange(num_bounds, device=u.device)[:, None]
+        some = ChosenNoise(noise, total, rows.flatten(0, 1).mT)
+        again = model.draw(batch.x, num_samples=num_bounds * few, noise=some, stop_qz=stop_qz)
+        parts = weighed_parts(draw, num_bounds, elbo_share)
+        return Few(parts, log_w, chosen, _by_bound(again.log_w, num_bounds))
 
 
 @final
@@ -144,10 +181,10 @@ class IWAE(ThroughFew):
         num_bounds: M.
         elbo_share: beta of CIWAE.
         warm_samples, warm_epochs, backward_samples: as in ``ThroughFew``: fewer samples at first, and a gradient that
-            goes through few.
+            goes through few (in CIWAE drawn by :math:`\frac{\beta}{K} + (1 - \beta) \tilde w_k`).
 
     Raises:
-        UsageError: as ``ThroughFew``, and for ``backward_samples`` beside MIWAE or CIWAE, whose gradients are others.
+        UsageError: as ``ThroughFew``.
 
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 8, and section 3 on sampling one of
@@ -160,23 +197,18 @@ class IWAE(ThroughFew):
     num_bounds: int = positive(1, "bounds that are averaged (M of MIWAE)")
     elbo_share: float = option(0.0, "weight on the ELBO beside the bound (beta of CIWAE)", at_most=1)
 
-    def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
-        """One group of all the model's parameters."""
-        if self.backward_samples is not None and (self.num_bounds > 1 or self.elbo_share):
-            raise UsageError("--backward-samples is for one bound alone: not with --num-bounds or --elbo-share")
-        return super().groups(model, networks)
-
     def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, and mean distortion and rate over the samples."""
-        if (few := self._few()) is not None:
-            return self._through_few(few, model, batch, noise)[0]
+        if (count := self._few()) is not None:
+            few = self._choose(count, model, batch, noise, num_bounds=self.num_bounds, elbo_share=self.elbo_share)
+            return {**few.parts, "bound": _with_gradient(few.parts["bound"], few.chosen_log_w.mean((0, 1)))}
         return weighed_parts(model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise),
                              self.num_bounds, self.elbo_share)  # fmt: skip
 
 
 @final
 @dataclass(frozen=True)
-class PIWAE(Growing):
+class PIWAE(ThroughFew):
     r"""Decoder by the IWAE bound of M K samples, encoder by the average of M bounds of K: each by what serves it.
 
     The more samples a bound has, the less of its gradient is signal for the encoder; the decoder only gains.
@@ -184,10 +216,13 @@ class PIWAE(Growing):
     Args:
         num_samples: K.
         num_bounds: M.
-        warm_samples, warm_epochs: as in ``Growing``: bounds of fewer samples at first, and as many of them.
+        warm_samples, warm_epochs, backward_samples: as in ``ThroughFew``: bounds of fewer samples at first, and as many
+            of them; a gradient that goes through few of each bound's. The same J M serve both sides: the encoder by
+            their plain mean, the decoder by that of each bound times :math:`\sum_k w_k` of it, normalised over the M.
 
     Raises:
-        UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
+        UsageError: as ``ThroughFew``, and for a prior that is made of the encoder: its parameters would stand on both
+            sides.
 
     Reference:
         Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better, section 5.
@@ -200,13 +235,28 @@ class PIWAE(Growing):
 
     def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
+        self.require_alike(model)
         return two_sides(model, self.word)
 
     def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound`` (of M K samples), ``averaged`` (of M bounds), distortion and rate."""
+        if (count := self._few()) is not None:
+            return self._parts_through_few(count, model, batch, noise)
         draw = model.draw(batch.x, num_samples=self.num_bounds * self.num_samples, noise=noise)
         parts = weighed_parts(draw, 1)
         return {**parts, "averaged": weighed_parts(draw, self.num_bounds)["bound"]}
+
+    def _parts_through_few(self, count: int, model: VAE, batch: Batch, noise: Noise) -> Parts:
+        from vaelab.divergences import log_mean_exp
+
+        few = self._choose(count, model, batch, noise, num_bounds=self.num_bounds)
+        of_each = few.chosen_log_w.mean(0)
+        share = few.log_w.logsumexp(0).softmax(0)  # of each bound in that of all samples
+        return {
+            **few.parts,
+            "bound": _with_gradient(log_mean_exp(few.log_w.flatten(0, 1)), (share * of_each).sum(0)),
+            "averaged": _with_gradient(few.parts["bound"], of_each.mean(0)),
+        }
 
     def shares(self, loss: Tensor, means: Mapping[str, Tensor]) -> tuple[Group, Loss]:
         """The encoder's is the averaged bound, the decoder's the loss."""
@@ -241,14 +291,16 @@ class DReG(ThroughFew):
 
     def groups(self, model: VAE, networks: ModuleDict) -> dict[str, list[Parameter]]:
         """Encoder and decoder."""
-        super().groups(model, networks)
+        self.require_alike(model)
         return two_sides(model, self.word)
 
     def parts(self, model: VAE, networks: ModuleDict, batch: Batch, noise: Noise) -> Parts:
         """``bound``, distortion and rate; ``surrogate``, whose gradient is the encoder's."""
-        if (few := self._few()) is not None:
-            parts, log_w, weights = self._through_few(few, model, batch, noise, stop_qz=True)
-            return {**parts, "surrogate": (weights * log_w).mean(0)}
+        if (count := self._few()) is not None:
+            few = self._choose(count, model, batch, noise, stop_qz=True)
+            bound = _with_gradient(few.parts["bound"], few.chosen_log_w.mean((0, 1)))
+            weights = few.log_w.softmax(0).gather(0, few.chosen)
+            return {**few.parts, "bound": bound, "surrogate": (weights * few.chosen_log_w).mean((0, 1))}
         draw = model.draw(batch.x, num_samples=self.num_samples, noise=noise, stop_qz=True)
         weights = draw.log_w.detach().softmax(0)
         return {**weighed_parts(draw, 1), "surrogate": (weights.square() * draw.log_w).sum(0)}
@@ -290,6 +342,16 @@ class STL(Objective):
         return -means["bound"]
 
 
+def _by_bound(samples: Tensor, num_bounds: int) -> Tensor:
+    """(K M, B) as (K, M, B): sample k of bound m is row k M + m."""
+    return samples.reshape(-1, num_bounds, samples.shape[1])
+
+
+def _with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The value, with the gradient of another."""
+    return value.detach() + surrogate - surrogate.detach()
+
+
 def _has_batch_norm(model: VAE) -> bool:
     from torch.nn import BatchNorm2d
 
@@ -309,9 +371,7 @@ def weighed_parts(draw: Draw, num_bounds: int, elbo_share: float = 0.0) -> Parts
             f"no bound holds the penalty of its posterior {type(draw.qz).__name__}: --objective elbo adds it"
         )
     log_w = draw.log_w
-    # Sample k of bound m is row k M + m: the samples lead in what is averaged in exp.
-    by_bound: Tensor = log_w.reshape(-1, num_bounds, log_w.shape[1])
-    bound = log_mean_exp(by_bound).mean(0)
+    bound = log_mean_exp(_by_bound(log_w, num_bounds)).mean(0)
     # (The share may be a tensor, in a step that is traced: nothing here may ask for its value.)
     bound = elbo_share * log_w.mean(0) + (1 - elbo_share) * bound
     rate = (draw.require_log_qz("the rate") - draw.log_pz).mean(0)
