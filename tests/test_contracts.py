@@ -183,6 +183,26 @@ def test_objectives_reach_every_parameter_or_refuse_the_model(parts, objective):
     assert {name for name, size in sizes.items() if not 0 < size < math.inf} == set()
 
 
+@pytest.mark.parametrize("parts", OF_POSTERIORS, ids=name_of)
+def test_samples_that_carry_a_gradient_are_those_that_were_weighed(parts):
+    """The chosen ones are drawn a second time, from the same noise."""
+    rule = IWAE(4, 3, backward_samples=2)
+    if refused(parts, rule):
+        return
+    few = rule._choose(2, make(parts), Batch(images(parts[5])), StepNoise(0, 0), num_bounds=3)
+    assert few.chosen.shape == (2, 3, 5)
+    assert few.log_w.std(0).min() > 1e-3, "any sample would do"
+    torch.testing.assert_close(few.chosen_log_w, few.log_w.gather(0, few.chosen))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("objective", [IWAE(4, backward_samples=2), PIWAE(4, 2, backward_samples=1)], ids=str)
+def test_a_gradient_through_few_reaches_weights_that_were_cast_before(objective, precision):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        sizes = gradient_sizes(OF_POSTERIORS[0], objective)
+    assert all(size > 0 for size in sizes.values())
+
+
 @pytest.mark.parametrize("parts", [m for m in MODELS if m not in CROSSED], ids=name_of)
 def test_gradients_of_the_elbo_reach_every_parameter(parts):
     sizes = gradient_sizes(parts, ELBO())

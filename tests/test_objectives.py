@@ -109,7 +109,7 @@ def test_analytic_and_sampled_kl_agree_in_mean():
     ("rule", "part", "of"),
     [(objectives.IWAE(6), "bound", "posterior_head"), (objectives.DReG(6), "bound", "decoder"),
      (objectives.DReG(6), "surrogate", "posterior_head"), (objectives.IWAE(4, 3), "bound", "posterior_head"),
-     (objectives.IWAE(6, elbo_share=0.4), "bound", "posterior_head"), (objectives.PIWAE(4, 3), "bound", "decoder"),
+     (objectives.IWAE(4, 3, elbo_share=0.4), "bound", "posterior_head"), (objectives.PIWAE(4, 3), "bound", "decoder"),
      (objectives.PIWAE(4, 3), "averaged", "posterior_head")],
 )  # fmt: skip
 def test_a_gradient_through_few_samples_is_the_whole_one_in_mean(rule, part, of):
@@ -167,6 +167,14 @@ def test_few_samples_and_batch_norm_are_refused(kind, side):
     with pytest.raises(UsageError, match="batch norm would normalise otherwise: leave one out"):
         kind(4, backward_samples=1).groups(model, nn.ModuleDict())
     assert kind(4).groups(model, nn.ModuleDict())
+
+
+def test_few_samples_and_dropout_are_refused():
+    """It would draw other masks for the samples that are chosen."""
+    model = build_model(override(recipe("conv-2d"), dropout=0.1), (1, 28, 28))
+    with pytest.raises(UsageError, match="--dropout would draw other masks: leave one out"):
+        objectives.PIWAE(4, backward_samples=1).groups(model, nn.ModuleDict())
+    assert objectives.PIWAE(4).groups(model, nn.ModuleDict())
 
 
 def test_averages_of_bounds_are_what_their_names_say():

@@ -99,9 +99,14 @@ def test_compiled_and_plain_steps_take_the_same_way(name):
     assert_same_way(RUNS[name], functions=1)
 
 
-def test_more_samples_as_it_goes_take_a_function_for_each_count(uncompiled):
-    rule = IWAE(3, warm_samples=(1, 3), warm_epochs=(1, 1), backward_samples=2)
-    run = override(MLP, objective=rule, prior=specs.VampPrior(5), protocol="dynamic", precision="fp32")
+@pytest.mark.parametrize(
+    ("rule", "prior"),
+    [(IWAE(3, warm_samples=(1, 3), warm_epochs=(1, 1), backward_samples=2), specs.VampPrior(5)),
+     (PIWAE(3, 2, warm_samples=(1, 3), warm_epochs=(1, 1), backward_samples=1), specs.StandardNormal())],
+    ids=["iwae", "piwae"],
+)  # fmt: skip
+def test_more_samples_as_it_goes_take_a_function_for_each_count(rule, prior, uncompiled):
+    run = override(MLP, objective=rule, prior=prior, protocol="dynamic", precision="fp32")
     assert_same_way(run, functions=2)
 
 

@@ -13,6 +13,8 @@ from vaelab.networks.dense import MLPDecoder as MLPDecoder
 from vaelab.networks.dense import MLPEncoder as MLPEncoder
 from vaelab.networks.dropout import Dropout as Dropout
 from vaelab.networks.network import Decoder as Decoder
+from vaelab.networks.network import batch_norms as batch_norms
+from vaelab.networks.network import has_dropout as has_dropout
 from vaelab.networks.network import initialise as initialise
 from vaelab.networks.residual import ResidualDecoder as ResidualDecoder
 from vaelab.networks.residual import ResidualEncoder as ResidualEncoder

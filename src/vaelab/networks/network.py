@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from vaelab.errors import UsageError
 from vaelab.specs import Activation, Shape
@@ -50,6 +52,16 @@ def initialise(model: nn.Module, how: Literal["glorot", "normal"]) -> None:
             nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias) if how == "glorot" else nn.init.normal_(module.bias, std=0.01)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The layers that normalise by the mean and variance of a batch."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a layer draws masks in training."""
+    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
 
 
 def set_bias(layer: nn.Module, values: Tensor) -> None:

@@ -93,11 +93,8 @@ class ThroughFew(Growing):
             these J, on average: few weights count, and a backward pass costs twice a forward one. None: through all.
 
     Raises:
-        UsageError: for ``backward_samples`` with what depends on all samples that are scored together: a likelihood
-            that sets its sigma by them, or batch norm.
-
-    Note:
-        With ``backward_samples`` the network is run twice, and dropout would draw other masks the second time.
+        UsageError: for ``backward_samples`` with what would score the chosen otherwise than among all, as the network
+            is run twice: batch norm, dropout, and a likelihood that sets its sigma by what it scores.
 
     Reference:
         Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, section 3 on sampling one of the K for
@@ -118,13 +115,18 @@ class ThroughFew(Growing):
         """Refuse a gradient through few where these would be scored otherwise than among all.
 
         Raises:
-            UsageError: for batch norm, and for a likelihood that sets its sigma by what it scores.
+            UsageError: for batch norm, dropout, and a likelihood that sets its sigma by what it scores.
         """
+        from vaelab.networks import batch_norms, has_dropout
+
         if self.backward_samples is None:
             return
-        if _has_batch_norm(model):
+        if batch_norms(model):
             raise UsageError("--backward-samples runs the network on all samples and again on some, which batch norm "
                              "would normalise otherwise: leave one out")  # fmt: skip
+        if has_dropout(model):
+            raise UsageError("--backward-samples runs the network on all samples and again on some, for which "
+                             "--dropout would draw other masks: leave one out")  # fmt: skip
         if model.likelihood_head.spec.word == "optimal-gaussian":
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
@@ -162,6 +164,8 @@ class ThroughFew(Growing):
             u = u.reshape(-1, num_bounds, few).transpose(0, 1).flatten(0, 1)  # as (M B, J)
             chosen = resample(share.flatten(1), u).mT.reshape(few, *share.shape[1:])
             rows = chosen * num_bounds + torch.arange(num_bounds, device=u.device)[:, None]
+        # Up to torch 2.10 a weight that autocast has cast without gradient is taken from its cache with gradient too.
+        torch.clear_autocast_cache()
         some = ChosenNoise(noise, total, rows.flatten(0, 1).mT)
         again = model.draw(batch.x, num_samples=num_bounds * few, noise=some, stop_qz=stop_qz)
         parts = weighed_parts(draw, num_bounds, elbo_share)
@@ -350,12 +354,6 @@ def _by_bound(samples: Tensor, num_bounds: int) -> Tensor:
 def _with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     """The value, with the gradient of another."""
     return value.detach() + surrogate - surrogate.detach()
-
-
-def _has_batch_norm(model: VAE) -> bool:
-    from torch.nn import BatchNorm2d
-
-    return any(isinstance(module, BatchNorm2d) for module in model.modules())
 
 
 def weighed_parts(draw: Draw, num_bounds: int, elbo_share: float = 0.0) -> Parts:

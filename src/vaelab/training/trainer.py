@@ -14,8 +14,6 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd  # the base of every dropout layer
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -27,7 +25,7 @@ from vaelab.data.datasets import BATCH, Dataset, binarize_batch, unit
 from vaelab.data.guard import require_fit
 from vaelab.errors import NotFiniteError, UsageError
 from vaelab.models import VAE, Batch
-from vaelab.networks import Decoder, initialise
+from vaelab.networks import Decoder, batch_norms, has_dropout, initialise
 from vaelab.objectives import sum_parts
 from vaelab.posteriors import VectorQuantized
 from vaelab.priors import VampPrior
@@ -118,7 +116,7 @@ class Trainer:
         self.plateaus = [_plateau(plateau, optimizer) for optimizer in self.optimizers.values() if plateau]
         decay = run.training.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
-        self.has_dropout = any(isinstance(module, _DropoutNd) for module in self.model.modules())
+        self.has_dropout = has_dropout(self.model)
         wanted = choose(run.training.compile, self.model, self.rows_per_step, self.total_steps, device)
         if wanted and run.objective.remembers:  # what it keeps grows while images come for the first time
             log.info("steps of --objective %s are not compiled", run.objective.word)
@@ -428,8 +426,10 @@ class Trainer:
 def _normalises_one_number(model: VAE) -> bool:
     """Whether a batch norm gets maps of one pixel: of one image that is a number a channel, which has no variance."""
     pixels: list[int] = []
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    hooks = [norm.register_forward_hook(lambda _, inputs, __: pixels.append(inputs[0][0, 0].numel())) for norm in norms]
+    hooks = [
+        norm.register_forward_hook(lambda _, inputs, __: pixels.append(inputs[0][0, 0].numel()))
+        for norm in batch_norms(model)
+    ]
     device = next(model.parameters()).device
     with torch.no_grad():
         model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
