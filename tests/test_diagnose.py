@@ -26,6 +26,10 @@ def epochs(losses, beta=1.0):
     return [{"epoch": i, "loss": loss, "validation_loss": loss, "beta": beta} for i, loss in enumerate(losses, 1)]
 
 
+def of_rates(rate):
+    return {"rate": rate, "total_rate": float(rate.sum())}
+
+
 RNG = np.random.default_rng(0)
 HEALTHY = Symptoms(
     beta=1.0,
@@ -37,7 +41,7 @@ HEALTHY = Symptoms(
     train_size=55_000,
     train=RNG.normal(100, 20, 2000),
     validation=RNG.normal(102, 20, 2000),
-    rate=np.linspace(0.3, 2.5, 20),
+    **of_rates(np.linspace(0.3, 2.5, 20)),
     two_sample=0.56,
 )
 
@@ -51,8 +55,8 @@ def test_the_healthy_are_told_nothing():
 
 
 ILL = {
-    "posterior collapse": {"rate": np.full(20, 1e-3)},
-    "collapsed dimensions": {"rate": np.where(np.arange(20) < 6, 1.0, 0.0), "beta": 4.0, "history": epochs([100.0] * 10, 4.0)},
+    "posterior collapse": of_rates(np.full(20, 1e-3)),
+    "collapsed dimensions": {**of_rates(np.where(np.arange(20) < 6, 1.0, 0.0)), "beta": 4.0, "history": epochs([100.0] * 10, 4.0)},
     "hole between codes and prior": {"two_sample": 0.93, "beta": 0.05},
     "over-fitting": {"train": RNG.normal(80, 5, 2000), "annealed_train": RNG.normal(75, 5, 100),
                      "annealed_validation": RNG.normal(95, 5, 100)},
@@ -61,7 +65,7 @@ ILL = {
     "under-training": {"history": epochs([200, 170, 150])},
     "wrong data range": {"pixels": (0.0005, 0.001, 0.0, 0.0039)},
     "likelihood does not fit": {"middle": 0.8},
-    "latent too small": {"rate": np.array([3.2, 3.4])},
+    "latent too small": of_rates(np.array([3.2, 3.4])),
     "exploding gradient": {"history": epochs([150, 120, 110, 4000, 130, 112, 105, 104, 103.5, 103.4])},
     "ended in NaN": {"failure": {"step": 612, "term": "rate", "checkpoint_step": 400, "message": ""}},
 }  # fmt: skip
@@ -80,20 +84,29 @@ def test_over_fitting_hides_no_latent_that_is_too_small():
     assert names(replace(HEALTHY, **both)) == ["over-fitting", "latent too small"]
 
 
+def test_a_model_whose_dimensions_have_no_rates_can_be_ill_too():
+    """Under a VampPrior, of a flow: what needs the rate of all dimensions alone is looked at, and nothing else."""
+    lone = replace(HEALTHY, rate=None)
+    assert names(lone) == []
+    assert names(replace(lone, total_rate=0.02)) == ["posterior collapse"]
+    for illness in ("over-fitting", "over-fitting of the encoder"):
+        assert names(replace(lone, **ILL[illness])) == [illness]
+
+
 def test_a_density_on_binary_pixels_does_not_fit():
     assert names(replace(HEALTHY, support="real", binary=True)) == ["likelihood does not fit"]
     assert names(replace(HEALTHY, support="real", binary=False, middle=0.9)) == []
 
 
 def test_surplus_dimensions_are_a_note_and_say_what_is_enough():
-    found = diagnose(replace(HEALTHY, rate=np.where(np.arange(20) < 8, 2.0, 0.01)))
+    found = diagnose(replace(HEALTHY, **of_rates(np.where(np.arange(20) < 8, 2.0, 0.01))))
     assert [(finding.name, finding.kind) for finding in found] == [("latent too large", "note")]
     assert "8 of 20" in found[0].evidence
     assert "--latent-dim 10" in found[0].remedy
 
 
 def test_an_autoencoder_is_told_to_fit_a_prior_and_of_no_hole():
-    lost = replace(HEALTHY, rate=None, two_sample=0.97, beta=0.0, can_weigh=False)
+    lost = replace(HEALTHY, rate=None, total_rate=None, two_sample=0.97, beta=0.0, can_weigh=False)
     (found,) = diagnose(replace(lost, prior_held=False))
     assert (found.name, found.kind) == ("no prior yet", "note")
     assert "refit" in found.remedy
@@ -222,6 +235,27 @@ def test_where_the_bounds_differ_both_sides_are_annealed(digits, monkeypatch):
     assert len(symptoms.annealed_train) == len(symptoms.annealed_validation) == 3
     assert (symptoms.annealed_validation < symptoms.validation[:3]).all(), "annealing is the tighter bound"
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("parts", "annealed"),
+    [({"prior": "vamp", "num_components": 5}, True), ({"posterior": "full-normal"}, True),
+     ({"posterior": "planar"}, False), ({"posterior": "vmf", "prior": "uniform-sphere"}, False),
+     ({"posterior": "gumbel-softmax", "prior": "uniform-categories"}, False)],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_every_rate_is_examined_and_what_can_be_annealed_is(parts, annealed, digits, monkeypatch):
+    from vaelab.config import override
+    from vaelab.recipes import recipe
+
+    monkeypatch.setattr(doctor, "GAP", -10.0)
+    monkeypatch.setattr(doctor, "ANNEALED_IMAGES", 2)
+    run = override(recipe("mlp"), **parts)
+    symptoms = doctor.examine(run, build_model(run, digits.shape), digits, [], images=20)
+    assert symptoms.rate is None
+    assert symptoms.total_rate > 0
+    assert doctor._gap(symptoms) is not None
+    assert (symptoms.annealed_train is not None) == annealed
 
 
 def test_a_model_in_training_is_examined_as_in_evaluation(digits):

@@ -23,6 +23,7 @@ from vaelab.data.datasets import BATCH, Dataset, Split
 from vaelab.evaluate import annealed, classifiers, latents
 from vaelab.evaluate.estimate import evaluating
 from vaelab.evaluate.pieces import join
+from vaelab.evaluate.undefined import why_no_annealing
 from vaelab.models import VAE
 from vaelab.objectives import elbo_terms, terms_as_defined
 from vaelab.training.trainer import likelihood_of
@@ -66,7 +67,8 @@ class Symptoms:
         support: what the likelihood is made for: ``binary``, ``unit``, ``bytes`` or ``real`` pixels.
         train_size: training images.
         train, validation: -ELBO of each of some images, in nats; None for a model without a rate.
-        rate: mean rate of each dimension over validation images, (D,).
+        total_rate: mean rate over validation images; None for a model without one.
+        rate: mean rate of each dimension over validation images, (D,); None where dimensions have none of their own.
         two_sample: accuracy of telling q(z) from p(z).
         prior_held: codes were led to the prior, or it was fitted to them afterwards.
         descends: the loss that is recorded falls from the first epoch on, if all is well.
@@ -85,6 +87,7 @@ class Symptoms:
     train_size: int
     train: NDArray[np.float64] | None = None
     validation: NDArray[np.float64] | None = None
+    total_rate: float | None = None
     rate: NDArray[np.float64] | None = None
     two_sample: float | None = None
     prior_held: bool = True
@@ -138,17 +141,16 @@ def examine(
         distortion, rate = terms_as_defined(model, validation.batches("validation", BATCH))
         if rate is not None:
             of_train = sum(elbo_terms(model, train.batches("train", BATCH)))
-            symptoms = replace(symptoms, train=of_train, validation=distortion + rate)
-    if model.space == "codes":  # no dimension of a code has a rate, and codes are not meant to be uniform
-        return symptoms
-    codes = latents.encode(model, validation, "validation")
-    test = classifiers.two_sample_test(codes, "") if len(codes) >= classifiers.TELLING else None
-    symptoms = replace(
-        symptoms,
-        rate=None if codes.rate is None else codes.rate.mean(0),
-        two_sample=None if test is None else test.value,
-    )
-    if _gap(symptoms) is None:
+            symptoms = replace(symptoms, train=of_train, validation=distortion + rate, total_rate=float(rate.mean()))
+    if model.space != "codes":  # of which no dimension has a rate, and which are not meant to be uniform
+        codes = latents.encode(model, validation, "validation")
+        test = classifiers.two_sample_test(codes, "") if len(codes) >= classifiers.TELLING else None
+        symptoms = replace(
+            symptoms,
+            rate=None if codes.rate is None else codes.rate.mean(0),
+            two_sample=None if test is None else test.value,
+        )
+    if _gap(symptoms) is None or why_no_annealing(model) is not None:
         return symptoms
     how, workers = annealed.Annealing(num_chains=4, num_distributions=50), torch.get_num_threads()
     values = [
@@ -253,10 +255,13 @@ def _likelihood(s: Symptoms) -> Finding | None:
 
 
 def _collapse(s: Symptoms) -> Finding | None:
-    if s.rate is None:
+    if s.total_rate is None:
         return None
-    active, total = int((s.rate > USED).sum()), len(s.rate)
-    evidence = f"{active} of {total} dimensions are in use, rate {s.rate.sum():.2f} nats, beta {s.beta:g}"
+    evidence = f"rate {s.total_rate:.2f} nats, beta {s.beta:g}"
+    # Of a model whose dimensions have no rates of their own, all must do with what one is to have.
+    active, total = (int(s.total_rate > USED), 1) if s.rate is None else (int((s.rate > USED).sum()), len(s.rate))
+    if s.rate is not None:
+        evidence = f"{active} of {total} dimensions are in use, {evidence}"
     if active == 0:
         anneal = "anneal it (--kl-warmup-epochs 10)" if s.can_anneal else "--objective elbo can anneal it"
         remedy = anneal if s.beta <= 1 else "lower --beta, to 1 at most"
@@ -316,11 +321,11 @@ def _hole(s: Symptoms) -> Finding | None:
 
 def _gap(s: Symptoms) -> float | None:
     """How much worse validation images are than training images, in nats; None where that is within what is usual."""
-    if s.train is None or s.validation is None or s.rate is None:
+    if s.train is None or s.validation is None or s.total_rate is None:
         return None
     gap = float(s.validation.mean() - s.train.mean())
     noise = math.hypot(_stderr(s.train), _stderr(s.validation))
-    return gap if gap > GAP * max(float(s.rate.sum()), SCALE) + noise else None
+    return gap if gap > GAP * max(s.total_rate, SCALE) + noise else None
 
 
 def _overfit(s: Symptoms) -> Finding | None:

@@ -30,13 +30,17 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     history = folder.history()
     if failure is None and not history:
         raise FailureError(f"{run} has lost its history.jsonl: train it again for a verdict")
-    findings = diagnose(examine(folder.run, model, data_of(folder), history, failure))
+    symptoms = examine(folder.run, model, data_of(folder), history, failure)
+    findings = diagnose(symptoms)
     if json:
         print(json_.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
         return
     console = Console(highlight=False)
     if not findings:
         console.print(f"{run}: healthy. Nothing was found, of all that vaelab doctor looks for.", markup=False)
+    if model is not None and symptoms.rate is None:
+        console.print("Single dimensions have no rate under this posterior and prior: whether the latent is too large "
+                      "or too small was not looked at.", markup=False)  # fmt: skip
     for finding in findings:
         colour = "red" if finding.kind == "illness" else "yellow"
         console.print(f"[bold {colour}]{finding.name}[/] ({finding.kind})")
