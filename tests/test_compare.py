@@ -598,10 +598,10 @@ def test_the_picture_shows_minus_elbo_and_the_same_latents(trained, tmp_path):
         np.testing.assert_allclose(shown, expected, atol=1e-6)
     assert [axes.get_title() for axes in squares] == ["a (D = 3)", "b (D = 3)", "flat (D = 2)"]
     titles = [sub.get_suptitle() for sub in figure.subfigs]
-    assert titles[1] == "Samples: the same z at the same place, where the latent size D is the same"
+    assert titles[1] == "Samples: the same z at the same place, but where the latent size D differs"
     for names, words in (
         (("a", "b"), "the same z at the same place"),
-        (("a", "flat"), "each its own z, as the latent sizes D differ"),
+        (("a", "flat"), "each its own z, as the latent size D differs"),
     ):
         other = figures.comparison(
             [("digits", {n: runs[n].history for n in names})], {n: models[n] for n in names}, side=2

@@ -326,6 +326,10 @@ def test_the_gain_of_annealing_is_what_the_bounds_differ_by(run):
     found = of(run, replace(plan(rows=4), parts=("nll", "ais"), ais_images=4, annealing=Annealing(2, 3)))
     difference = found["nll_10"]["value"] - found["nll_ais"]["value"]
     assert found["ais_gain"]["value"] == pytest.approx(difference, rel=1e-3, abs=1e-3)
+    assert "2 chains x 3 distributions" in found["ais_gain"]["protocol"]
+    alone = of(run, replace(plan(), parts=("ais",), num_samples=7, ais_images=4, annealing=Annealing(1, 2)))
+    assert alone["nll_ais"] != found["nll_ais"]
+    assert "ais_gain" not in alone, "it would be that of the annealing before"
 
 
 @pytest.mark.parametrize(

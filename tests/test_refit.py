@@ -10,16 +10,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, kl_divergence
 
 from oracle import dataset as dataset_of
 from oracle import linear_vae, sample_images
-from vaelab import specs
+from vaelab import figures, specs
 from vaelab.cli import main
 from vaelab.config import Run, override
 from vaelab.distribution import NoDensityError
+from vaelab.drawing import pictures
+from vaelab.drawing.scene import scene_of
 from vaelab.errors import UsageError
+from vaelab.evaluate.undefined import why_no_annealing
 from vaelab.models import VAE
 from vaelab.posteriors import NormalPosterior
 from vaelab.priors import MixturePrior, TwoStage
@@ -338,8 +342,31 @@ def test_a_report_says_how_the_prior_came_about(refitted, tmp_path, capsys):
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "vaelab refit mlp --prior two-stage --hidden-dims 32 --epochs 25 --batch-size 64" in page
-    assert "under the prior that the run was trained with" in page
+    assert page.count("All this is under the prior that the run was trained with") == 2, "curves; rate and distortion"
     capsys.readouterr()
+
+
+def test_a_picture_of_the_training_says_under_which_prior_it_was(trained, refitted):
+    for path, is_refitted in ((trained, False), (refitted["mixture"], True)):
+        scene = scene_of(path)
+        for draw in (pictures.loss_curve, pictures.training_history, pictures.rate_distortion):
+            figure = draw(scene)
+            words = [text.get_text() for text in figure.findobj(Text)]
+            assert any("the curves are of the prior that it was trained with" in word for word in words) == is_refitted
+    histories = {path.name: RunFolder.open(path).history() for path in (trained, refitted["mixture"])}
+    models = {path.name: load_model(path) for path in (trained, refitted["mixture"])}
+    compared = figures.comparison([("digits", histories)], models, side=2)
+    assert [line.get_label() for line in compared.axes[0].get_lines()] == ["mlp", "mlp-mixture (before the refit)"]
+    assert compared.subfigs[1].get_suptitle() == "Samples: each its own z, as the prior differs"
+
+
+@pytest.mark.parametrize(("prior", "said"), [("mixture", None), ("two-stage", "has no density")])
+def test_chains_from_a_fitted_prior_ask_no_density_of_the_encoder(prior, said):
+    run = override(recipe("mlp"), posterior="deterministic", objective="rae", latent_dim=3)
+    model = VAE(run.encoder, run.posterior, SMALL[prior], run.decoder, specs.Bernoulli(), (1, 8, 8))
+    why = why_no_annealing(model, "prior")
+    assert (why is None) if said is None else (said in why)
+    assert "has no density" in why_no_annealing(model, "encoder")
 
 
 def complaint(capsys) -> str:

@@ -286,11 +286,12 @@ def test_differences_are_paired(tuned):
 
 
 def test_what_a_bound_would_still_fall_is_what_is_left_of_one_over_k():
-    """90 + 8 / k: 0.2 above its limit at the last k, whatever other numbers there are."""
+    """90 + 8 / k: 0.2 above its limit at the last k, whatever other numbers there are: also of more samples."""
     bounds = {f"nll_{k}": {"value": 90 + 8 / k} for k in (5, 1, 40, 10)} | {"nll_ais": {"value": 80.0}}
-    assert _slack(bounds) == pytest.approx(8 / 40)
-    assert _slack({"nll_10": {"value": 3.0}, "nll_20": {"value": 2.5}}) == pytest.approx(0.5)
-    assert _slack({"nll_1": {"value": 3.0}}) == 0.0
+    assert _slack(bounds, 40) == pytest.approx(8 / 40)
+    assert _slack(bounds | {"nll_100": {"value": 90.0}}, 40) == pytest.approx(8 / 40)
+    assert _slack({"nll_10": {"value": 3.0}, "nll_20": {"value": 2.5}}, 20) == pytest.approx(0.5)
+    assert _slack({"nll_1": {"value": 3.0}}, 1) == 0.0
 
 
 def write_run(grid, point, images, *, kept=None, bf16=False, seconds=3.0, codes=None):
@@ -309,7 +310,11 @@ def write_run(grid, point, images, *, kept=None, bf16=False, seconds=3.0, codes=
     if codes is not None:
         found["mutual_information"] = {"value": 5.0, "n": codes}
     splits = {"validation": {"dynamic": {"metrics": found, "per_dimension": {}}}}
-    content = {"weights_sha256": weights, "data": {"validation_sha256": "of the images"}, "splits": splits}
+    content = {
+        "weights_sha256": weights,
+        "data": {"validation_sha256": "of the images", "validation": len(images)},
+        "splits": splits,
+    }
     (path / "metrics.json").write_text(json.dumps(content))
     (path / "history.jsonl").write_text(f'{{"seconds": {seconds}}}\n' * 2)
     key = importance_key("validation", "dynamic", "of the images", 20, bf16=bf16)
@@ -382,6 +387,9 @@ def test_a_measurement_counts_if_it_is_whole_and_of_these_weights(tmp_path):
         place = content["splits"]["validation"]["dynamic"]
         file.write_text(json.dumps({**content, "splits": {split: {protocol: place}}}))
         assert grid.metrics(point) is None, "those are other images"
+    few = {**content, "data": {**content["data"], "validation": 30}}
+    file.write_text(json.dumps(few))
+    assert grid.metrics(point) is None, "3 of 30 images are not what others are compared on"
     file.write_text(json.dumps(content))
     assert grid.metrics(point) is not None
     weights.write_bytes(b"others")

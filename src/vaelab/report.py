@@ -150,16 +150,16 @@ def _charts(facts: Facts) -> list[Picture]:
     last = facts.history[-1]
     caption = (f"Epoch {last['epoch']}: {cost(last)} per validation image. Training is a mean over the epoch, noise, "
                "dropout and augmentation included.")  # fmt: skip
-    if last.get("before_refit"):
-        caption += " All this is under the prior that the run was trained with, not under the one it has now."
+    before = " All this is under the prior that the run was trained with, not under the one it has now."
+    before *= bool(last.get("before_refit"))
     svg = _svg(lambda: figures.training_history(facts.history), "training", 1)
-    training = Picture("Training", caption, svg, wide=True)
+    training = Picture("Training", caption + before, svg, wide=True)
     if "validation_rate" not in last:
         return [training]
     return [
         training,
         Picture("Rate and distortion", "The way through training, a point an epoch of the validation images. On a line "
-                "−ELBO is the same; down and left is better.",
+                f"−ELBO is the same; down and left is better.{before}",
                 _svg(lambda: figures.rate_distortion({"": facts.history}, title=" "), "rd")),
     ]  # fmt: skip
 

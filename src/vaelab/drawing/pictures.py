@@ -105,7 +105,7 @@ def kl_bars(scene: Scene) -> Content:
 
 def rate_distortion(scene: Scene) -> Content:
     """How rate and distortion of the validation images moved in training."""
-    what = "Rate and distortion of the validation images; on a line $-$ELBO is the same"
+    what = "Rate and distortion of the validation images; on a line $-$ELBO is the same" + _under(scene)
     return figures.rate_distortion({"": scene.history}, title=scene.title(what))
 
 
@@ -127,12 +127,17 @@ def neighbours(scene: Scene) -> Content:
 
 def loss_curve(scene: Scene) -> Content:
     """Loss and its two terms over the epochs."""
-    return figures.loss_curve(scene.history, title=scene.name)
+    return figures.loss_curve(scene.history, title=scene.name + _under(scene))
 
 
 def training_history(scene: Scene) -> Content:
     """Loss, both its terms, learning rate and beta over the epochs."""
-    return figures.training_history(scene.history, title=scene.name)
+    return figures.training_history(scene.history, title=scene.name + _under(scene))
+
+
+def _under(scene: Scene) -> str:
+    """What a title adds where the curves are of another prior than the one that it names."""
+    return "\nthe curves are of the prior that it was trained with" if scene.is_refitted else ""
 
 
 def progress(scene: Scene) -> Content:

@@ -57,9 +57,13 @@ class Scene:
     @property
     def name(self) -> str:
         """The recipe and the data, and the prior if it is another than the one that was trained with."""
-        refitted = any(record.get("before_refit") for record in self.history)
-        prior = f", {self.run.prior.word} prior fitted after training" if refitted else ""
+        prior = f", {self.run.prior.word} prior fitted after training" if self.is_refitted else ""
         return figures.plain(f"{self.run.recipe} on {self.data.name}{prior}")
+
+    @property
+    def is_refitted(self) -> bool:
+        """Whether the history, or a part of it, is of another prior than the one that the run has now."""
+        return any(record.get("before_refit") for record in self.history)
 
     @property
     def where(self) -> str:

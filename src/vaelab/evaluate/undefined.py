@@ -29,8 +29,18 @@ def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder")
     """Why chains cannot be led from q(z|x), or from p(z), to p(z|x); None where they can."""
     if model.space != "real":
         return f"annealing moves through real vectors, and the latents of this model lie in {SPACES[model.space]}"
-    reason = why_no_bound(model)
-    return why_no_density(model) if reason is None and start == "encoder" else reason
+    if start == "prior":  # such chains never ask q(z|x)
+        return _why_no_prior_density(model)
+    return why_no_bound(model) or why_no_density(model)
+
+
+def _why_no_prior_density(model: VAE) -> str | None:
+    with evaluating(model):
+        try:
+            model.prior().log_prob(torch.zeros(1, model.latent_dim, device=next(model.parameters()).device))
+        except TypeError as error:
+            return str(error)
+    return None
 
 
 def why_no_density(model: VAE) -> str | None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from vaelab.figures.decoding import decode, sample_prior
 from vaelab.figures.style import COLOURS, STYLE, plain, show, tile
@@ -98,7 +100,7 @@ def comparison(
 
     Args:
         panels: a title and the histories by run, for each set of runs whose validation losses may share axes.
-        models: the model of each run; models of as many latent dimensions get the same z at the same place.
+        models: the model of each run; from priors that are alike, the same z are drawn at the same place.
         side: images a side of each run's square of samples.
         seed: another seed draws other images.
         title: what to write above.
@@ -115,21 +117,31 @@ def comparison(
         for axes, (name, histories) in zip(curves, panels, strict=True):
             _validation(axes, histories, colours)
             axes.set_title(f"Validation: {plain(name)}")
+        drawn = {name: sample_prior(model, side * side, seed) for name, model in models.items()}
         grid = right.subplots(rows, columns, squeeze=False).ravel().tolist()
         for axes, (name, model) in zip(grid, models.items(), strict=False):
-            show(axes, tile(decode(model, sample_prior(model, side * side, seed)), side))
+            show(axes, tile(decode(model, drawn[name]), side))
             axes.set(xticks=[], yticks=[], anchor="N")
             axes.spines[:].set(color=colours[name], linewidth=3)  # the colour of its curve
             axes.set_title(f"{plain(name)} (D = {model.latent_dim})")
         for axes in grid[len(models) :]:
             axes.set_axis_off()
-        sizes = {model.latent_dim for model in models.values()}
-        which = "the same z at the same place" + (", where the latent size D is the same" if len(sizes) > 1 else "")
-        if len(sizes) == len(models):
-            which = "each its own z, as the latent sizes D differ"
-        right.suptitle(f"Samples: {which}", fontsize=10)
+        right.suptitle(f"Samples: {_shared(list(drawn.values()))}", fontsize=10)
         figure.suptitle(title)
     return figure
+
+
+def _shared(drawn: Sequence[Tensor]) -> str:
+    """Which models decode the same latents."""
+    alike = [sum(torch.equal(z, other) for other in drawn) for z in drawn]
+    if min(alike) == len(drawn):
+        return "the same z at the same place"
+    of_size = [sum(z.shape == other.shape for other in drawn) for z in drawn]
+    causes = ["prior"] * (alike != of_size) + ["latent size D"] * (min(of_size) < len(drawn))
+    what = " or ".join(causes)
+    if max(alike) > 1:
+        return f"the same z at the same place, but where the {what} differs"
+    return f"each its own z, as the {what} differs"
 
 
 def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> None:
@@ -139,7 +151,8 @@ def _validation(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]]
             axes.plot([], [], color=colours[name], label=f"{plain(name)}: no bound")
             continue
         terms = "validation_distortion", "validation_rate"
-        _plot(axes, history, *terms, color=colours[name], label=plain(name))
+        under = " (before the refit)" if history[-1].get("before_refit") else ""
+        _plot(axes, history, *terms, color=colours[name], label=f"{plain(name)}{under}")
     axes.spines[["right", "top"]].set_visible(False)
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("epoch")

@@ -156,6 +156,8 @@ def _measure(folder: RunFolder, plan: Plan, bar: Bar) -> dict[str, Any]:
             place = content["splits"].setdefault(plan.split, {}).setdefault(subject.data.protocol, {})
             if part == "elbo":  # of pixels that were not taken for binary before, and are now
                 place.get("about", {}).pop("cross_entropy_floor", None)
+            if part == "ais":  # of another annealing, where this one has no importance samples beside it
+                place.get("metrics", {}).pop("ais_gain", None)
             for kind, values in found.items():
                 plain = {name: v.to_json() if isinstance(v, Estimate) else v for name, v in values.items()}
                 place[kind] = {**place.get(kind, {}), **plain}
@@ -270,7 +272,7 @@ def _ais(s: Subject) -> Found:
     bounds = annealed.summarize(values, how, lambda words: s.bound_protocol(words, size))
     sampled = s.kept.get(_nll_key(s)).get(f"k={s.plan.num_samples}", np.empty(0))
     if len(sampled) >= size:  # the same images, so that what differs between them does not count
-        words = f"AIS less IWAE k={s.plan.num_samples}, paired"
+        words = f"{how} less IWAE k={s.plan.num_samples}{', bf16 products' * _bf16(s)}, paired"
         bounds["ais_gain"] = Estimate.of(values["log_px"] - sampled[:size], "nats", s.bound_protocol(words, size))
     s.bar.begin("bidirectional Monte Carlo on simulated images")
     bracketed = partial(annealed.bdmc_rows, s.model, how, num_images=simulated, memory=s.plan.memory, workers=s.workers)

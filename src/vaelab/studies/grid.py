@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vaelab.config import Run, flat, override
 from vaelab.errors import FailureError, UsageError
+from vaelab.evaluate.importance import sample_counts
 from vaelab.measuring.kept import Kept, importance_key
 from vaelab.recipes import flags_of
 from vaelab.runs.checkpoint import read_json
@@ -128,7 +129,7 @@ class Grid:
         return "measure" if self.metrics(point) is None else None
 
     def metrics(self, point: Point) -> dict[str, Any] | None:
-        """What ``metrics.json`` has of a point, if it is of these weights and this number of samples."""
+        """What ``metrics.json`` has of a point, if it is of these weights, this number of samples and all images."""
         path = self.path(point)
         try:
             content = read_json(path / "metrics.json")
@@ -138,6 +139,7 @@ class Grid:
         found = place.get("metrics", {})
         # Codes are looked at last; what is undefined of them is no metric, but their dimensions are always listed.
         complete = {self.bound, *NEEDED} <= found.keys() and "per_dimension" in place
+        complete = complete and found[self.bound]["n"] == content["data"][SPLIT]  # a user may have measured a few
         return found if complete and content.get("weights_sha256") == RunFolder(path).weights_sha256() else None
 
     @property
@@ -176,11 +178,11 @@ class Grid:
             means = {name: float(np.mean([found[name]["value"] for found in metrics.values()])) for name in defined}
             codes = [found["mutual_information"]["n"] for found in metrics.values() if "mutual_information" in defined]
             means["seconds"] = float(np.mean([_seconds(RunFolder(self.path(point))) for point in metrics]))
+            slack = float(np.mean([_slack(found, self.num_samples) for found in metrics.values()]))
             settings.append(Setting(
                 latent_dim, beta, len(values), float(values.mean()), float(error), images=mean,
-                spread=float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
-                slack=float(np.mean([_slack(found) for found in metrics.values()])), codes=min(codes, default=0),
-                means=means, has_beta="beta" in flat(self.base),
+                spread=float(values.std(ddof=1)) if len(values) > 1 else float("nan"), slack=slack,
+                codes=min(codes, default=0), means=means, has_beta="beta" in flat(self.base),
             ))  # fmt: skip
         return settings, protocol
 
@@ -209,10 +211,10 @@ def _seconds(folder: RunFolder) -> float:
     return sum(record["seconds"] for record in folder.history())
 
 
-def _slack(metrics: dict[str, Any]) -> float:
+def _slack(metrics: dict[str, Any], num_samples: int) -> float:
     """By how much the bound would still fall with more samples, if it falls as 1/k does: from its last two k."""
-    bounds = sorted((int(name[4:]), m["value"]) for name, m in metrics.items() if re.fullmatch(r"nll_\d+", name))
-    if len(bounds) < 2:
+    if len(counts := sample_counts(num_samples)) < 2:
         return 0.0
-    (fewer, above), (more, below) = bounds[-2:]
+    fewer, more = counts[-2:]
+    above, below = (metrics[f"nll_{k}"]["value"] for k in (fewer, more))
     return (above - below) / (more / fewer - 1)

@@ -68,7 +68,8 @@ def reproduce(
         names: the recipes.
         out: where the run folders are.
         seeds: how many; None: see ``seeds_of``.
-        data, epochs: in place of the recipe's own (then it is no reproduction, but tells that all works).
+        data, epochs: in place of the recipe's own. Then it is no reproduction, but tells that all works, and no
+            published number stands beside it.
         num_samples: importance samples, where the published number is a likelihood; None: as many as it was made of.
         threads: CPU threads.
         bar: shows the measuring.
@@ -78,6 +79,9 @@ def reproduce(
         entry = RECIPES[name]
         wanted = tuple(entry.published) or entry.shown
         plan = _plan(wanted, num_samples, threads)
+        published = _comparable(entry, recipe(name), data, epochs)
+        if published != entry.published:
+            bar.say(f"{name}: with other data or epochs than the recipe's, no published number stands beside it")
         found: list[dict[str, Any]] = []
         minutes: list[float] = []
         for seed in seeds_of(entry, seeds):
@@ -90,9 +94,9 @@ def reproduce(
             found.append(content["splits"]["test"][run.data.protocol]["metrics"])
             minutes.append(sum(record["seconds"] for record in RunFolder.open(path).history()) / 60)
         measured = _measured(wanted, plan.num_samples, found)
-        for metric in [metric for metric in entry.published if metric not in measured]:
-            bar.say(f"{name}: {metric} was not measured (published {entry.published[metric]:g})")
-        rows += [_row(name, metric, entry, found, statistics.mean(minutes)) for metric in measured]
+        for metric in [metric for metric in published if metric not in measured]:
+            bar.say(f"{name}: {metric} was not measured (published {published[metric]:g})")
+        rows += [_row(name, metric, published.get(metric), found, statistics.mean(minutes)) for metric in measured]
     return rows
 
 
@@ -139,10 +143,15 @@ def _measured(wanted: Sequence[str], num_samples: int, found: list[dict[str, Any
     return [name for name in dict.fromkeys(names) if name in common]
 
 
-def _row(name: str, metric: str, entry: Recipe, found: list[dict[str, Any]], minutes: float) -> Row:
+def _comparable(entry: Recipe, own: Run, data: str | None, epochs: int | None) -> Mapping[str, float]:
+    """The published numbers that a run may be held against: all of its recipe's, or none."""
+    is_own = data in (None, own.data.source) and epochs in (None, own.training.epochs)
+    return entry.published if is_own else {}
+
+
+def _row(name: str, metric: str, published: float | None, found: list[dict[str, Any]], minutes: float) -> Row:
     first = found[0][metric]
     values = tuple(metrics[metric]["value"] for metrics in found)
-    published = entry.published.get(metric)
     return Row(name, metric, published, values, first["stderr"], first["unit"], first["protocol"], minutes)
 
 

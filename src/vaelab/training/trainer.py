@@ -77,7 +77,8 @@ class Trainer:
         require_effect(run)
         self.run, self.data, self.device, self.team = run, data, device, team or Team()
         keep_freed_memory()
-        self.precision = resolve_precision(run.training.precision, device, run.bf16_gap)
+        gap = run.bf16_gap if run.likelihood or data.shape[0] == 1 else None  # measured with grey images' likelihood
+        self.precision = resolve_precision(run.training.precision, device, gap)
         self.batch_size = min(run.training.batch_size, len(data.train))
         slower = self.precision == "bf16" and device.type == "cpu" and not has_fast_bf16(device)
         hint = ", where fp32 is faster (--precision auto)" if slower else ""
