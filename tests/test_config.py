@@ -1,5 +1,6 @@
 """A run is data: it round-trips, it refuses what it does not know, and its flags are pinned."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 
 import vaelab as v
 from vaelab import slots, specs
-from vaelab.config import flat, from_json, override, to_json
+from vaelab.config import Run, flat, from_json, override, to_json
 from vaelab.errors import UsageError
+from vaelab.objectives import ELBO
 from vaelab.recipes import RECIPES, recipe
 
 
@@ -188,3 +190,17 @@ def test_numbers_of_numpy_are_numbers():
         override(recipe("mlp"), latent_dim=np.float64(5.5))
     with pytest.raises(UsageError, match="expected int"):
         override(recipe("mlp"), latent_dim=np.array([5]))
+
+
+def test_a_name_of_two_settings_is_refused_not_guessed():
+    """As a part of one's own may have one that is another's in this run alone."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Squared(ELBO):
+        strength: float = specs.positive(10.0, "nats", aliases=("scale",))
+
+    assert flat(Run(recipe="trial", objective=Squared()))["strength"].value == 10
+    with pytest.raises(
+        UsageError, match=r"'scale' is taken .*: it is Laplace\.scale's and Squared\.strength's; rename one"
+    ):
+        flat(Run(recipe="trial", objective=Squared(), likelihood=specs.Laplace()))

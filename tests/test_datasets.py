@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,7 +116,25 @@ def test_idx_folders_say_themselves_what_they_hold(tmp_path):
         load(str(tmp_path))
 
 
-def test_arrays_with_labels_and_ready_made_test_sets(tmp_path):
+def test_a_path_is_a_place_also_if_a_data_set_is_called_so(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "vaelab")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "digits").mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (9, 10), np.uint8)).save(tmp_path / "digits" / f"{i}.png")
+    assert load(Path("digits")).shape == load("./digits").shape == (1, 9, 10)
+    assert "data set of that name" not in caplog.text
+    assert load("digits").shape == (1, 28, 28)
+    assert "digits is the data set of that name; the folder here is --data ./digits" in caplog.text
+    fit(override(recipe("mlp"), epochs=1), Path("digits"), out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"]["source"] == str(
+        tmp_path / "digits"
+    )
+
+
+def test_arrays_with_labels_and_ready_made_test_sets(tmp_path, caplog):
+    caplog.set_level("INFO", "vaelab")
     x, y = np.random.default_rng(0).random((40, 9, 10)), np.arange(40) % 3
     np.savez(tmp_path / "a.npz", x=x, y=y)
     data = load(str(tmp_path / "a.npz"))
@@ -124,6 +143,9 @@ def test_arrays_with_labels_and_ready_made_test_sets(tmp_path):
     assert torch.equal(data.train.y, data.train.index % 3)
     np.savez(tmp_path / "b.npz", x_train=x, x_test=x[:5])
     assert len(load(str(tmp_path / "b.npz")).test) == 5
+    np.savez(tmp_path / "more.npz", x=x, labels=y, weights=y)
+    load(str(tmp_path / "more.npz"))
+    assert "labels, weights is not used" in caplog.text
     np.savez(tmp_path / "c.npz", first=x, second=x)
     with pytest.raises(UsageError, match="first, second: name the images x"):
         load(str(tmp_path / "c.npz"))

@@ -110,6 +110,21 @@ def test_what_pixels_mean_is_that_of_the_images_of_fit():
     assert np.isfinite(learned.score(x[:1]))
 
 
+def test_floats_up_to_one_are_no_bytes():
+    whole = (IMAGES * 255).astype(np.uint8)
+    vae = v.Estimator("mlp", epochs=1).fit(whole)
+    np.testing.assert_array_equal(vae.transform(whole[:3].astype(np.float64)), vae.transform(whole[:3]))
+    with pytest.raises(v.UsageError, match="X holds floats up to 1, and fit's images were integers"):
+        vae.transform(IMAGES[:3])
+
+
+def test_what_values_mean_goes_by_both_of_its_names():
+    bytes_in_floats = np.round(IMAGES[:20] * 255)
+    with pytest.raises(v.UsageError, match=r"value_range in Python"):
+        v.Estimator("mlp", epochs=1).fit(bytes_in_floats)
+    assert v.Estimator("mlp", epochs=1, value_range="byte").fit(bytes_in_floats).run_.data.value_range == "byte"
+
+
 def test_takes_the_protocol_of_its_recipe_and_settings_of_its_objective():
     vae = v.Estimator(
         "burda-vae", epochs=1, objective="iwae", num_samples=7, encoder_hidden_dims=(8,), decoder_hidden_dims=(8,)

@@ -139,6 +139,36 @@ class TestFolder:
         Image.fromarray(np.array([[0, 257 * 100, 65535]] * 9, np.uint16).repeat(3, 1)).save(tmp_path / "a.png")
         assert sorted(set(read_folder(tmp_path, None, None).x.ravel().tolist())) == [0, 100, 255]
 
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+    def test_bytes_that_are_kept_in_sixteen_bits_do_not_become_black(self, tmp_path, dtype):
+        Image.fromarray(np.full((9, 9), 255, dtype)).save(tmp_path / "a.tiff")
+        with pytest.raises(FailureError, match=r"a.tiff .* end at 255 of 65,535 and would be black: rescale"):
+            read_folder(tmp_path, None, None)
+
+    def test_an_orientation_beside_damaged_tags_is_told_in_one_line(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112], exif[0x9003] = 6, "2020"
+        save(tmp_path / "a.jpg", np.zeros((9, 9), np.uint8), exif=exif)
+        raw = (tmp_path / "a.jpg").read_bytes()
+        broken = raw.replace(b"\x90\x03\0\2", b"\x02\x03\0\2")
+        assert broken != raw
+        (tmp_path / "a.jpg").write_bytes(broken)
+        with pytest.raises(FailureError, match=r"a\.jpg is not an image that can be read"):
+            read_folder(tmp_path, None, None)
+
+    def test_a_link_to_nothing_is_no_smaller_class(self, tmp_path):
+        save(tmp_path / "cats" / "0.png", np.zeros((9, 9), np.uint8))
+        (tmp_path / "dogs").mkdir()
+        (tmp_path / "dogs" / "0.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(FailureError, match=r"dogs.0\.png is a link to a file that is not there"):
+            read_folder(tmp_path, None, None)
+
+    def test_a_training_folder_alone_is_no_class(self, tmp_path):
+        save(tmp_path / "train" / "cats" / "0.png", np.zeros((9, 9), np.uint8))
+        with pytest.raises(UsageError, match=r"holds train alone, and the classes are in that: give --data .*train"):
+            read_folder(tmp_path, None, None)
+        assert read_folder(tmp_path / "train", None, None).classes == ("cats",)
+
     def test_what_pillow_has_not_implemented_is_no_image(self, tmp_path):
         header = struct.pack("<4s4I", b"DDS ", 124, 0, 8, 8).ljust(128, b"\0")  # of an unknown kind of pixels
         (tmp_path / "a.dds").write_bytes(header)
@@ -282,12 +312,15 @@ def test_images_behind_links_count(tmp_path):
         read_folder(tmp_path / "all", None, None)
 
 
-@pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
-def test_a_folder_that_is_split_already_is_refused(tmp_path, name):
-    for folder in ("Train", name):
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [("Train", "test"), ("Train", "val"), ("train", "valid"), ("train", "Validation"), ("Training", "Testing")],
+)
+def test_a_folder_that_is_split_already_is_refused(tmp_path, train, name):
+    for folder in (train, name):
         (tmp_path / folder).mkdir()
         Image.new("L", (9, 9)).save(tmp_path / folder / "0.png")
-    with pytest.raises(UsageError, match=rf"is split into train and {name} already: .* give --data .*/Train"):
+    with pytest.raises(UsageError, match=rf"is split into {train} and {name} already: .* give --data .*/{train}"):
         read_folder(tmp_path, None, None)
 
 
@@ -296,7 +329,10 @@ def test_images_along_the_last_axis_are_not_taken_for_long_ones():
         UsageError, match=r"holds images of 28x30000: their number must be the first axis; np\.moveaxis"
     ):
         as_images(np.zeros((8, 28, 30_000), np.uint8), "a.npy")
+    with pytest.raises(UsageError, match="holds images of 28x500: their number must be the first axis"):
+        as_images(np.zeros((28, 28, 500), np.uint8), "a.npy")
     assert as_images(np.zeros((28, 10, 1000), np.uint8), "a.npy").x.shape == (28, 1, 10, 1000)
+    assert as_images(np.zeros((28, 28, 500), np.uint8), "a.npy", image_size=(28, 500)).x.shape == (28, 1, 28, 500)
 
 
 def test_a_large_image_is_no_attack(tmp_path, monkeypatch, recwarn):

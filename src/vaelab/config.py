@@ -53,7 +53,7 @@ class Data:
     image_size: tuple[int, int] | None = positive(None, "height and width that a folder's images are brought to")
     channels: Literal[1, 3] | None = option(None, "1: grey, 3: colour; default: as the images are")
     value_range: Literal["auto", "unit", "byte", "symmetric"] = option(
-        "auto", "what an array's values mean: 0..1, 0..255 or -1..1", flag="range"
+        "auto", "what an array's values mean: 0..1, 0..255 or -1..1", flag="range", aliases=("value_range",)
     )
 
     def __post_init__(self) -> None:
@@ -172,6 +172,9 @@ class Leaf:
 def flat(run: Run) -> dict[str, Leaf]:
     """All settings of a run by their flat names.
 
+    Raises:
+        UsageError: if two of them have one name, as parts of one's own may.
+
     Example:
         >>> leaves = flat(Run(recipe="example"))
         >>> leaves["beta"].value, leaves["latent_dim"].aliases, "encoder_hidden_dims" in leaves
@@ -187,7 +190,17 @@ def flat(run: Run) -> dict[str, Leaf]:
             leaf = Leaf(slot, item.name, getattr(part, item.name), hints[item.name], **item.metadata)
             found.append((leaf.flag or item.name, leaf))
     names = [name for name, _ in found]
-    return {name if names.count(name) == 1 else f"{leaf.slot}_{name}": leaf for name, leaf in found}
+    named_ = [(name if names.count(name) == 1 else f"{leaf.slot}_{name}", leaf) for name, leaf in found]
+    owners: dict[str, Leaf] = {}
+    for name, leaf in named_:
+        for word in (name, *leaf.aliases):
+            if (other := owners.setdefault(word, leaf)) is not leaf:
+                kinds_ = [type(getattr(run, one.slot)).__name__ for one in (other, leaf)]
+                raise UsageError(
+                    f"the name {word!r} is taken on the command line: it is {kinds_[0]}.{other.field}'s and "
+                    f"{kinds_[1]}.{leaf.field}'s; rename one"
+                )
+    return dict(named_)
 
 
 def override(run: Run, **changes: Any) -> Run:

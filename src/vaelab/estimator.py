@@ -98,6 +98,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                        _split(images, rows[:0], run, 2), binary=_is_binary(images, run), classes=None)  # fmt: skip
         model = fit(run, data)
         self.model_, self.run_, self._binary, self._layout = model, run, images.binary, x.shape[1:]
+        self._had_bytes = x.dtype.kind != "f" and settings.value_range == "byte"
         self.n_features_in_ = math.prod(self._layout)
         self._n_features_out = self.transform(x[:1]).shape[1]
         return self
@@ -155,7 +156,10 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     def _scored(self, x: ArrayLike) -> Dataset:
         """Images as they are scored: as those that were learned from, and of their shape."""
-        images = _images(_array(x), self.run_)
+        x = _array(x)
+        if self._had_bytes and x.dtype.kind == "f" and 0 < x.max(initial=0) <= 1:
+            raise UsageError("X holds floats up to 1, and fit's images were integers in 0..255: give both alike")
+        images = _images(x, self.run_)
         if self._binary and not images.binary:
             raise UsageError("X holds grey pixels, and the model was trained on binary ones: x > 0.5 makes them so")
         images = Images(images.x, binary=self._binary)

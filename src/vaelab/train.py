@@ -21,7 +21,7 @@ import torch
 
 from vaelab.config import Data, Run, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
-from vaelab.data.sources import MADE, NAMED, NOWHERE
+from vaelab.data.sources import MADE, NAMED, NOWHERE, source_of
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.models import VAE
 from vaelab.processes.distributed import LostProcessError, leads, team
@@ -93,7 +93,7 @@ def fit(
         InterruptedRun: on Ctrl-C, if there is a folder, after the run was saved.
     """
     if isinstance(data, str | Path):
-        run, data = override(run, data=str(data)), None
+        run, data = override(run, data=source_of(data)), None
     elif isinstance(data, Dataset):
         data.require_images()
         run = replace(run, data=data.asked or Data(MADE, data.protocol))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vaelab.config import Data, data_from
 from vaelab.data.readers import Range
-from vaelab.data.sources import IN_MEMORY, Factors, Pool, find, in_memory
+from vaelab.data.sources import IN_MEMORY, Factors, Pool, find, in_memory, source_of
 from vaelab.errors import UsageError, did_you_mean
 from vaelab.labels import pixels
 from vaelab.models import Batch
@@ -308,7 +308,7 @@ def _asked(source: object, settings: dict[str, Any]) -> Data:
     if isinstance(source, np.ndarray | Tensor):
         return data_from(source=IN_MEMORY, **settings)
     if isinstance(source, str | Path):
-        return data_from(source=str(source), **settings)
+        return data_from(source=source_of(source), **settings)
     raise UsageError(f"{type(source).__name__} is no source of data: give a name, a path, or one array of all images")
 
 

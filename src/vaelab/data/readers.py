@@ -10,7 +10,6 @@ import gzip
 import math
 import os
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
@@ -209,11 +208,7 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
     if folders and len(folders) < len(visible):
         stray = next(path for path in visible if not path.is_dir())
         raise FailureError(f"{root} mixes files ({stray.name}) with sub-folders ({folders[0].name}): use one or other")
-    names = {path.name.lower(): path for path in folders}
-    others = [names[name].name for name in ("test", "val", "valid", "validation") if name in names]
-    if "train" in names and others:
-        raise UsageError(f"{root} is split into train and {others[0]} already: vaelab splits by itself; give --data "
-                         f"{names['train']}")  # fmt: skip
+    _refuse_split(root, folders)
     seen = {root.resolve()}
     in_folders = [(folder, sorted(_files_below(folder, seen))) for folder in folders]
     in_classes = [(folder, part) for folder, part in in_folders if part]  # an empty folder is no class
@@ -224,6 +219,20 @@ def list_images(root: Path) -> tuple[list[Path], NDArray[np.int64] | None, tuple
         return files, None, None
     y = np.repeat(np.arange(len(in_classes), dtype=np.int64), [len(part) for _, part in in_classes])
     return files, y, tuple(readable(folder.name) for folder, _ in in_classes)
+
+
+def _refuse_split(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders of which one holds the training images, in classes of its own or beside others to test on."""
+    names = {path.name.lower(): path for path in folders}
+    training = next((names[name] for name in ("train", "training") if name in names), None)
+    others = [names[name].name for name in ("test", "testing", "val", "valid", "validation", "dev") if name in names]
+    if training is None:
+        return
+    if others:
+        raise UsageError(f"{root} is split into {training.name} and {others[0]} already: vaelab splits by itself; give "
+                         f"--data {training}")  # fmt: skip
+    if len(folders) == 1 and any(path.is_dir() for path in training.iterdir()):
+        raise UsageError(f"{root} holds {training.name} alone, and the classes are in that: give --data {training}")
 
 
 def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -238,6 +247,8 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield from _files_below(path, seen)
         elif path.is_file():
             yield path
+        elif path.is_symlink():
+            raise FailureError(f"{path} is a link to a file that is not there: fetch that, or remove the link")
 
 
 def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -245,9 +256,9 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uin
     try:
         with Image.open(path) as opened:
             picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (
-        UnidentifiedImageError, OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError
-    ) as error:  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files end in errors of many kinds, struct's among them
         raise FailureError(f"{path} is not an image that can be read ({error}); remove it or repair it") from error
     if image_size is not None:
         height, width = image_size
@@ -262,6 +273,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         deep = np.asarray(picture).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"its pixels range from {deep.min()} to {deep.max()}, outside 16 bits")
+        if 0 < deep.max() < 257:
+            raise ValueError(f"its pixels of 16 bits end at {deep.max()} of 65,535 and would be black: rescale them")
         picture = Image.fromarray((deep // 257).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
@@ -287,13 +300,13 @@ def read_array_file(path: Path) -> dict[str, NDArray[np.generic]]:
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except ValueError as error:
+    except (FailureError, MemoryError):
+        raise
+    except Exception as error:  # damaged files end in errors of many kinds, those of archives and of tokens among them
         if "allow_pickle" in str(error):
             raise FailureError(
                 f"{path} holds Python objects, which are never unpickled: save a numeric array"
             ) from error
-        raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FailureError(f"{path} is damaged or not a NumPy file ({error})") from error
 
 
@@ -373,7 +386,9 @@ def to_nchw(
     else:
         raise UsageError(f"{name} has shape {array.shape}: images are (N,H,W), (N,H,W,C), (N,C,H,W) or (N,D)")
     short, long = sorted(x.shape[2:])
-    if long > _LONGEST * max(short, 1) and image_size is None:
+    # (28, 28, 500) is 500 images as MATLAB keeps them, and not 28 of 28 x 500.
+    is_last = array.ndim == 3 and array.shape[0] == array.shape[1] and array.shape[2] > 4 * array.shape[0]
+    if (is_last or long > _LONGEST * max(short, 1)) and image_size is None:
         raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}: their number must be the first axis; "
                          "np.moveaxis(x, -1, 0) brings the last one there")  # fmt: skip
     if channels is not None and x.shape[1] != channels:

@@ -6,6 +6,7 @@ A source yields one pool of images, or two where its publisher set a test set ap
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from vaelab.data.streaming import stream_array, stream_folder
 from vaelab.errors import FailureError, UsageError, did_you_mean
 from vaelab.labels import readable
 
+log = logging.getLogger("vaelab")
+
 # Sources of images that were no file's: an array, which ``load`` has split, and a data set that the user has made.
 IN_MEMORY, MADE = "<in memory>", "<made in Python>"
 NOWHERE = (IN_MEMORY, MADE)
@@ -56,6 +59,11 @@ class Pool:
     factors: Factors | None = None
 
 
+def source_of(source: str | Path) -> str:
+    """A source as a configuration names it: a ``Path`` is a place, also if a data set is called so."""
+    return f"./{source}" if isinstance(source, Path) and str(source) in (*NAMED, *NOWHERE) else str(source)
+
+
 def find(data: Data) -> Pool:
     """Load a named data set, a folder, an array file or a folder of idx files. Protocol and split are left to ``load``.
 
@@ -69,6 +77,8 @@ def find(data: Data) -> Pool:
             raise UsageError(
                 f"--image-size, --channels and --range describe your own files, not {source}: leave them out"
             )
+        if Path(source).is_dir():
+            log.info("%s is the data set of that name; the folder here is --data ./%s", source, source)
         return NAMED[source]()
     path = Path(source).expanduser()
     if source in NOWHERE:
@@ -226,7 +236,12 @@ def _array_pool(path: Path, data: Data) -> Pool:
         y = arrays.get(labels)
         return read if y is None else labelled(read, y, f"{path}[{labels}]")
 
+    def say_unused(*used: str) -> None:
+        if unused := sorted(arrays.keys() - {*used}):
+            log.info("%s: %s is not used", path, ", ".join(unused))
+
     if {"x_train", "x_test"} <= arrays.keys():
+        say_unused("x_train", "y_train", "x_test", "y_test")
         train, test = images("x_train", "y_train"), images("x_test", "y_test")
         return _same_kind(Pool(readable(path.stem), train, test))
     key = "x" if "x" in arrays else next((k for k in arrays if len(arrays) == 1), None)
@@ -234,4 +249,5 @@ def _array_pool(path: Path, data: Data) -> Pool:
         raise UsageError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}: name the images x (and y), or x_train and x_test"
         )
+    say_unused(key, "y")
     return Pool(readable(path.stem), images(key, "y"))
