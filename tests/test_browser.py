@@ -536,6 +536,20 @@ def test_what_is_chosen_while_it_plays_stays(page, wide):
     assert "a draw from the prior" in page.inner_text("#picture-caption")
 
 
+def test_what_is_kept_while_it_plays_is_what_is_shown(page, wide):
+    a, b = keep(page, ("A", 0), ("B", 1))
+    page.select_option("#way", "linear")
+    page.click("#play")
+    page.wait_for_timeout(500)
+    page.click("#keep-C")
+    settled(page)
+    expect(page.locator("#play")).to_have_text("Play A → B")
+    t = float(page.input_value("#position"))
+    assert 0 < t <= 1
+    assert np.allclose(z_of(page), a + t * (b - a), atol=1e-2)
+    assert shows(page, wide, z_of(page), "#slot-C")
+
+
 def test_only_one_film_plays(page):
     keep(page, ("A", 0), ("B", 1))
     for _ in range(5):

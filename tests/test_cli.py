@@ -211,7 +211,10 @@ def test_a_terminal_shows_progress(tmp_path):
             ["train", "mlp", "--objective", "iwae", "--beta", "4"],
             "--beta is a setting of --objective elbo, --objective tc",
         ),
-        (["train", "mlp", "--hidden-dims", "64"], "no flag --hidden-dims; did you mean '--encoder-hidden-dims'"),
+        (
+            ["train", "mlp", "--hidden-dims", "64"],
+            "no flag --hidden-dims; did you mean '--decoder-hidden-dims' or '--encoder-hidden-dims'?",
+        ),
         (
             ["train", "mlp", "--encoder-hidden-dims", "64", "--encoder_hidden_dims=32"],
             "--encoder-hidden-dims is given 2 times, and the last would count alone",

@@ -223,6 +223,13 @@ def test_a_body_that_is_sent_in_pieces_is_limited_too(client):
     assert answer.status_code == 413
 
 
+def test_as_many_rows_are_promised_as_fit_into_a_request():
+    counts = {columns: server.most_rows(columns) for columns in (2, 784, 3 * 64 * 64, 120_000)}
+    assert counts == {2: 64, 784: 64, 3 * 64 * 64: 7, 120_000: 1}
+    longest = len(json.dumps({"x": [[0.12345678901234567] * (3 * 64 * 64)] * 7}))
+    assert longest <= server.LARGEST_BODY
+
+
 def test_a_large_image_fits_into_a_request(tmp_path):
     from vaelab.config import override
     from vaelab.drawing.scene import Scene

@@ -32,7 +32,9 @@ def refuse_unknown_flags(arguments: Sequence[str], known: set[str]) -> None:
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
-            raise UsageError(f"no flag {flag}{did_you_mean(flag, known)}")
+            of_parts = sorted(one for one in known if one.endswith(flag.removeprefix("-")))  # --encoder-conv-channels
+            meant = f"; did you mean {' or '.join(map(repr, of_parts))}?" if of_parts else did_you_mean(flag, known)
+            raise UsageError(f"no flag {flag}{meant}")
 
 
 def refuse_repeated_lists(arguments: Sequence[str], types: dict[str, Any]) -> None:

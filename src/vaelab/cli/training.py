@@ -35,7 +35,7 @@ def recipes() -> None:
         published = ", ".join(f"{key} {value:.2f}" for key, value in entry.published.items())
         facts = [f"source {entry.source}"]
         if entry.minutes is not None:
-            facts.append(f"{duration(60 * entry.minutes)} on one CPU core")
+            facts.append(f"{duration(60 * entry.minutes)} of processor time")
         on = "" if name in recipes_added else " (MNIST test)"
         facts += [f"published{on}: {published}" if published else "no comparable number is published"]
         table.add_row(f"[bold]{name}", escape(entry.title))

@@ -28,7 +28,7 @@ from vaelab.explorer.world import World
 
 LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
 DIGITS = 24  # bytes of a number in JSON, at most
-ROWS = 64  # of a request
+ROWS = 64  # of a request, at most
 FARTHEST = 1e3  # from 0 that a coordinate of z may be
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
@@ -133,8 +133,8 @@ def numbers(content: Any, name: str, columns: int, least: float, largest: float)
     if not isinstance(content, dict) or set(content) != {name}:
         raise HTTPException(422, f'send one object with one key, "{name}"')
     rows = content[name]
-    if not isinstance(rows, list) or not 1 <= len(rows) <= ROWS:
-        raise HTTPException(422, f"{name} must be a list of 1 to {ROWS} rows")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= most_rows(columns):
+        raise HTTPException(422, f"{name} must be a list of 1 to {most_rows(columns)} rows")
     for row in rows:
         if not isinstance(row, list) or len(row) != columns:
             raise HTTPException(422, f"each row of {name} must be a list of {columns} numbers")
@@ -142,6 +142,11 @@ def numbers(content: Any, name: str, columns: int, least: float, largest: float)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= largest:
                 raise HTTPException(422, f"{name} must hold numbers from {least:g} to {largest:g}")  # NaN is none
     return np.array(rows, np.float32)
+
+
+def most_rows(columns: int) -> int:
+    """How many rows of so many numbers a request may have: what fits into its bytes, whatever the numbers are."""
+    return min(ROWS, max(1, LARGEST_BODY // (DIGITS * columns)))
 
 
 def _finite(values: NDArray[np.float32]) -> list[Any]:
@@ -159,7 +164,7 @@ def openapi(world: World) -> dict[str, Any]:
     def rows(columns: int, least: float, largest: float) -> dict[str, Any]:
         row = {"type": "array", "minItems": columns, "maxItems": columns,
                "items": {"type": "number", "minimum": least, "maximum": largest}}  # fmt: skip
-        return {"type": "array", "minItems": 1, "maxItems": ROWS, "items": row}
+        return {"type": "array", "minItems": 1, "maxItems": most_rows(columns), "items": row}
 
     def asked(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         content = {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: schema}}
@@ -187,11 +192,12 @@ def openapi(world: World) -> dict[str, Any]:
                 f"each), {len(world.draws)} draws from the prior ({latent} each)", binary),
             "/images.bin": got(f"the pixels of the same images, {pixels} bytes each", binary),
             "/api/decode": {"post": {
-                "summary": f"Means of p(x|z) for up to {ROWS} codes: {pixels} bytes each",
+                "summary": f"Means of p(x|z) for up to {most_rows(latent)} codes: {pixels} bytes each",
                 "requestBody": asked("z", rows(latent, -FARTHEST, FARTHEST)),
                 "responses": {"200": {"description": "pixels", "content": binary}, **refused}}},
             "/api/score": {"post": {
-                "summary": f"Codes, reconstructions (0 to 255) and nats of up to {ROWS} images of {pixels} pixels",
+                "summary": "Codes, reconstructions (0 to 255) and nats of "
+                           f"up to {most_rows(pixels)} images of {pixels} pixels",
                 "requestBody": asked("x", rows(pixels, 0.0, 1.0)),
                 "responses": {"200": {"description": "scores", "content": {"application/json": {"schema": scored}}},
                               **refused}}},

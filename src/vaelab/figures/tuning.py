@@ -60,9 +60,7 @@ def _plane(axes: Axes, rows: Rows, chosen: tuple[int, float] | None) -> None:
     axes.set_title("Rate and distortion; grey: equal -ELBO")
     axes.set_xlabel("rate, KL(q(z|x) || p(z)), nats per image")
     axes.set_ylabel(r"distortion, $-\log p(x|z)$, nats per image")
-    axes.legend(title="latent dimensions", loc="upper right", frameon=True, edgecolor="none", framealpha=1).set_zorder(
-        6
-    )
+    axes.legend(title="latent dimensions", loc="best", frameon=True, edgecolor="none", framealpha=1).set_zorder(6)
 
 
 def _name_betas(axes: Axes, rows: Rows, chosen: tuple[int, float] | None) -> None:

@@ -51,7 +51,7 @@ class Recipe:
         source: the description that it implements.
         published: the source's numbers on MNIST's test set, or those of a rerun that it names, by the metric's name
             (nats per image, or units); empty if there are none for the same data and protocol.
-        minutes: what full length takes on one CPU core, as measured; None: not known.
+        minutes: of processor time, what full length took when it was measured; None: not known.
         shown: what ``reproduce`` measures where nothing is published.
     """
 

@@ -306,6 +306,7 @@ function picturePanel() {
   $("any-row").addEventListener("click", () => start(Math.floor(Math.random() * world.info.count)));
   $("save-picture").addEventListener("click", () => $("picture").toBlob((blob) => save(blob, "vaelab.png")));
   $("link").addEventListener("click", guarded(async () => {
+    settle();
     remember();
     await new Promise((done) => setTimeout(done, 300));
     await navigator.clipboard.writeText(location.href);
@@ -439,7 +440,7 @@ function pathPanel() {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `The code that is kept as ${name}`);
     Object.assign(button, { type: "button", id: `keep-${name}`, textContent: `Keep as ${name}` });
-    button.addEventListener("click", async () => { await keep(i, state.z); say(`Kept as ${name}`); });
+    button.addEventListener("click", async () => { settle(); await keep(i, state.z); say(`Kept as ${name}`); });
     slot.append(canvas, button);
     $("slots").append(slot);
     paint(canvas, new Uint8Array(size()));
@@ -471,13 +472,17 @@ function step(t) {
   choose(along(t), `${(100 * t).toFixed(0)} % of the way from A to B`);
 }
 
+// Ends the playing at the picture that is shown, and says whether there was any.
+function settle() {
+  if (!$("play").dataset.playing) return false;
+  const where = Number($("position").value);
+  stop();
+  step(where);
+  return true;
+}
+
 async function play() {
-  if ($("play").dataset.playing) {
-    const where = Number($("position").value);
-    stop();
-    step(where);
-    return;
-  }
+  if (settle()) return;
   const turn = ++turns.play;
   $("play").dataset.playing = "true";
   $("play").textContent = "Stop";

@@ -25,7 +25,7 @@ class Server {
   async score(x) {
     const found = await (await post("api/score", { x: [Array.from(x, (value) => Math.round(1e5 * value) / 1e5)] })).json();
     return {
-      loc: Float32Array.from(found.loc[0]), mean: Uint8Array.from(found.mean[0]),
+      loc: Float32Array.from(found.loc[0], (value) => value ?? NaN), mean: Uint8Array.from(found.mean[0]),
       distortion: found.distortion[0], rate: found.rate[0],
     };
   }
