@@ -198,6 +198,7 @@ def test_samples_that_carry_a_gradient_are_those_that_were_weighed(parts):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", [IWAE(4, backward_samples=2), PIWAE(4, 2, backward_samples=1)], ids=str)
 def test_a_gradient_through_few_reaches_weights_that_were_cast_before(objective, precision):
+    """Without gradient; torch up to 2.10 would take them from autocast's cache again, and learn nothing."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         sizes = gradient_sizes(OF_POSTERIORS[0], objective)
     assert all(size > 0 for size in sizes.values())

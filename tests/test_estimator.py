@@ -118,6 +118,12 @@ def test_floats_up_to_one_are_no_bytes():
         vae.transform(IMAGES[:3])
 
 
+def test_of_few_wide_images_the_first_axis_is_their_number_too():
+    wide = np.random.default_rng(0).random((30, 8, 40))
+    vae = v.Estimator("mlp", epochs=1).fit(wide)
+    np.testing.assert_allclose(vae.transform(wide[:8]), vae.transform(wide)[:8], rtol=1e-5, atol=1e-6)
+
+
 def test_what_values_mean_goes_by_both_of_its_names():
     bytes_in_floats = np.round(IMAGES[:20] * 255)
     with pytest.raises(v.UsageError, match=r"value_range in Python"):

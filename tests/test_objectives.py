@@ -172,7 +172,7 @@ def test_few_samples_and_batch_norm_are_refused(kind, side):
 def test_few_samples_and_dropout_are_refused():
     """It would draw other masks for the samples that are chosen."""
     model = build_model(override(recipe("conv-2d"), dropout=0.1), (1, 28, 28))
-    with pytest.raises(UsageError, match="--dropout would draw other masks: leave one out"):
+    with pytest.raises(UsageError, match="dropout would draw other masks: leave one out"):
         objectives.PIWAE(4, backward_samples=1).groups(model, nn.ModuleDict())
     assert objectives.PIWAE(4).groups(model, nn.ModuleDict())
 

@@ -142,8 +142,10 @@ class TestFolder:
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
     def test_bytes_that_are_kept_in_sixteen_bits_do_not_become_black(self, tmp_path, dtype):
         Image.fromarray(np.full((9, 9), 255, dtype)).save(tmp_path / "a.tiff")
-        with pytest.raises(FailureError, match=r"a.tiff .* end at 255 of 65,535 and would be black: rescale"):
+        with pytest.raises(FailureError, match=r"16-bit images of .* are all black in 8 bits: .*; rescale them"):
             read_folder(tmp_path, None, None)
+        Image.fromarray(np.full((9, 9), 60_000, np.uint16)).save(tmp_path / "b.tiff")
+        assert read_folder(tmp_path, None, None).x.max() == 233, "beside others it is a dark one"
 
     def test_an_orientation_beside_damaged_tags_is_told_in_one_line(self, tmp_path):
         exif = Image.Exif()
@@ -168,6 +170,9 @@ class TestFolder:
         with pytest.raises(UsageError, match=r"holds train alone, and the classes are in that: give --data .*train"):
             read_folder(tmp_path, None, None)
         assert read_folder(tmp_path / "train", None, None).classes == ("cats",)
+        save(tmp_path / "other" / "train" / "0.png", np.zeros((9, 9), np.uint8))
+        (tmp_path / "other" / "train" / ".thumbs").mkdir()
+        assert read_folder(tmp_path / "other", None, None).classes == ("train",)
 
     def test_what_pillow_has_not_implemented_is_no_image(self, tmp_path):
         header = struct.pack("<4s4I", b"DDS ", 124, 0, 8, 8).ljust(128, b"\0")  # of an unknown kind of pixels

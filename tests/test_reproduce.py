@@ -42,8 +42,6 @@ def test_published_numbers_stand_beside_a_reproduction_and_nothing_else():
     assert work._comparable(entry, own, None, None) == entry.published != {}
     assert work._comparable(entry, own, "mnist", own.training.epochs) == entry.published
     assert work._comparable(entry, own, "digits", None) == work._comparable(entry, own, None, 2) == {}
-    found = [{"rate": {"value": 25.0, "stderr": 0.1, "unit": "nats", "protocol": "test"}}]
-    assert work._row("burda-vae", "rate", 24.0, found, 1.0).published == 24.0
 
 
 def test_every_number_of_a_recipe_is_measured(reproduced):

@@ -192,6 +192,8 @@ def with_field(name="size", kind=int, default=3, **more):
         ("prior", with_field("epochs"), "the name 'epochs' is taken"),
         ("prior", with_field(aliases=("batch_size",)), "the name 'batch_size' is taken"),
         ("prior", with_field(aliases=("lr",)), "the name 'lr' is taken"),
+        ("prior", with_field(aliases=("size",)), "the name 'size' is taken"),
+        ("prior", with_field(aliases=("many", "many")), "the name 'many' is taken"),
         ("prior", with_field(flag="my-size"), "'my-size' is no name of a setting"),
         ("prior", with_field(default=2.5), r"run\.prior\.size = 2\.5: expected int"),
         ("prior", with_field(kind=list[int], default=(1,)), r"run\.prior\.size = \[1\]: expected list"),
@@ -607,6 +609,7 @@ class TestARecipe:
         told = capsys.readouterr()
         assert "small: perplexity was not measured (published 3)" in told.err
         assert "rate" in told.out
+        assert "9.50" in told.out, "the published number, beside a reproduction"
         assert "perplexity" not in told.out
 
     def test_may_be_registered_anew_and_is_no_other_ones(self):

@@ -194,12 +194,13 @@ def flat(run: Run) -> dict[str, Leaf]:
     owners: dict[str, Leaf] = {}
     for name, leaf in named_:
         for word in (name, *leaf.aliases):
-            if (other := owners.setdefault(word, leaf)) is not leaf:
+            if (other := owners.get(word)) is not None:
                 kinds_ = [type(getattr(run, one.slot)).__name__ for one in (other, leaf)]
                 raise UsageError(
                     f"the name {word!r} is taken on the command line: it is {kinds_[0]}.{other.field}'s and "
                     f"{kinds_[1]}.{leaf.field}'s; rename one"
                 )
+            owners[word] = leaf
     return dict(named_)
 
 

@@ -61,6 +61,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         ((10, 4), (10, 8, 8))
     """
 
+    _had_bytes = False  # also of one that was pickled before there was this
+
     def __init__(self, recipe: str | Run = "mlp", *, bound_samples: int = 100, **settings: Any) -> None:
         self.recipe, self.bound_samples, self.settings = recipe, bound_samples, settings
 
@@ -185,8 +187,9 @@ def _array(x: ArrayLike) -> NDArray[Any]:
 
 def _images(x: NDArray[Any], run: Run) -> Images:
     how = run.data
+    size = x.shape[1:] if x.ndim == 3 else how.image_size  # of samples the first axis is always their number
     try:
-        return as_images(x, "X", image_size=how.image_size, channels=how.channels, value_range=how.value_range)
+        return as_images(x, "X", image_size=size, channels=how.channels, value_range=how.value_range)
     except FailureError as error:  # what is damage to a file is a mistake in an argument
         raise UsageError(str(error)) from error
 

@@ -179,9 +179,9 @@ def decode(
         shown: whether the progress is.
 
     Raises:
-        FailureError: if a file is no image, or the sizes differ.
+        FailureError: if a file is no image, the sizes differ, or nothing of 16 bits would be left.
     """
-    grey = True
+    grey, brightest = True, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, _large_images():
         for start in track(range(0, len(files), PIECE), "decoding", console=Console(stderr=True), transient=True,
                            disable=not shown):  # fmt: skip
@@ -193,8 +193,12 @@ def decode(
                     raise FailureError(f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
                                        "give --image-size HEIGHT WIDTH to scale and crop them")  # fmt: skip
                 grey = grey and bool((picture == picture[..., :1]).all())
+                brightest = max(brightest, int(picture.max()))
                 in_grey = x.shape[1] == 1
                 x[row] = np.asarray(Image.fromarray(picture).convert("L")) if in_grey else picture.transpose(2, 0, 1)
+    if brightest == 0 and _is_deep(files[0]):
+        raise FailureError(f"the 16-bit images of {files[0].parent} are all black in 8 bits: no value is above 256 of "
+                           "65,535; rescale them")  # fmt: skip
     return grey
 
 
@@ -231,7 +235,7 @@ def _refuse_split(root: Path, folders: Sequence[Path]) -> None:
     if others:
         raise UsageError(f"{root} is split into {training.name} and {others[0]} already: vaelab splits by itself; give "
                          f"--data {training}")  # fmt: skip
-    if len(folders) == 1 and any(path.is_dir() for path in training.iterdir()):
+    if len(folders) == 1 and any(path.is_dir() and not path.name.startswith(".") for path in training.iterdir()):
         raise UsageError(f"{root} holds {training.name} alone, and the classes are in that: give --data {training}")
 
 
@@ -266,6 +270,11 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uin
     return np.asarray(picture, np.uint8)
 
 
+def _is_deep(path: Path) -> bool:
+    with Image.open(path) as opened:
+        return opened.mode.startswith("I")
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":  # which Pillow would clip at 0 and 255
         raise ValueError("its pixels are floating-point numbers")
@@ -273,8 +282,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         deep = np.asarray(picture).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"its pixels range from {deep.min()} to {deep.max()}, outside 16 bits")
-        if 0 < deep.max() < 257:
-            raise ValueError(f"its pixels of 16 bits end at {deep.max()} of 65,535 and would be black: rescale them")
         picture = Image.fromarray((deep // 257).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
@@ -390,7 +397,8 @@ def to_nchw(
     is_last = array.ndim == 3 and array.shape[0] == array.shape[1] and array.shape[2] > 4 * array.shape[0]
     if (is_last or long > _LONGEST * max(short, 1)) and image_size is None:
         raise UsageError(f"{name} holds images of {x.shape[2]}x{x.shape[3]}: their number must be the first axis; "
-                         "np.moveaxis(x, -1, 0) brings the last one there")  # fmt: skip
+                         "np.moveaxis(x, -1, 0) brings the last one there; if it is, say so by --image-size HEIGHT "
+                         "WIDTH")  # fmt: skip
     if channels is not None and x.shape[1] != channels:
         raise UsageError(f"{name} holds images of {x.shape[1]} channels, not --channels {channels}: leave it out")
     if image_size is not None and x.shape[2:] != image_size:

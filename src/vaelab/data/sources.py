@@ -77,7 +77,7 @@ def find(data: Data) -> Pool:
             raise UsageError(
                 f"--image-size, --channels and --range describe your own files, not {source}: leave them out"
             )
-        if Path(source).is_dir():
+        if Path(source).is_dir() and Path(source).resolve() not in [place.resolve() for place in _places(source, [])]:
             log.info("%s is the data set of that name; the folder here is --data ./%s", source, source)
         return NAMED[source]()
     path = Path(source).expanduser()
@@ -238,7 +238,7 @@ def _array_pool(path: Path, data: Data) -> Pool:
 
     def say_unused(*used: str) -> None:
         if unused := sorted(arrays.keys() - {*used}):
-            log.info("%s: %s is not used", path, ", ".join(unused))
+            log.info("%s: not used: %s", path, ", ".join(unused))
 
     if {"x_train", "x_test"} <= arrays.keys():
         say_unused("x_train", "y_train", "x_test", "y_test")

@@ -29,6 +29,7 @@ from vaelab.explorer.world import World
 LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
 DIGITS = 24  # bytes of a number in JSON, at most
 ROWS = 64  # of a request, at most
+CODES = 24  # that the page asks for at once: a film, or a gallery
 FARTHEST = 1e3  # from 0 that a coordinate of z may be
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
@@ -53,7 +54,7 @@ def application(world: World) -> Starlette:
     files = page_files()
     points, pixels = world.points(), world.pixels()
     info, described = json.dumps(world.info, allow_nan=False).encode(), json.dumps(openapi(world)).encode()
-    largest = max(LARGEST_BODY, DIGITS * math.prod(world.model.shape))
+    latent, shape = world.model.latent_dim, math.prod(world.model.shape)
 
     def fixed(content: bytes, kind: str) -> Endpoint:
         async def answer(request: Request) -> Response:
@@ -62,12 +63,12 @@ def application(world: World) -> Starlette:
         return answer
 
     async def decode(request: Request) -> Response:
-        z = numbers(await body(request), "z", world.model.latent_dim, -FARTHEST, FARTHEST)
+        z = numbers(await body(request, most_bytes(latent, CODES)), "z", latent, -FARTHEST, FARTHEST, CODES)
         images = await run_in_threadpool(world.decode, z)
         return Response(images.tobytes(), media_type="application/octet-stream", headers=HEADERS)
 
     async def score(request: Request) -> Response:
-        x = numbers(await body(request, largest), "x", math.prod(world.model.shape), 0.0, 1.0)
+        x = numbers(await body(request, most_bytes(shape)), "x", shape, 0.0, 1.0)
         found = await run_in_threadpool(world.score, x.reshape(-1, *world.model.shape))
         answer = {
             "loc": _finite(found.loc), "scale": _finite(found.scale), "mean": found.mean.reshape(len(x), -1).tolist(),
@@ -124,8 +125,10 @@ async def body(request: Request, largest: int = LARGEST_BODY) -> Any:
         raise HTTPException(400, "the request is not JSON") from error
 
 
-def numbers(content: Any, name: str, columns: int, least: float, largest: float) -> NDArray[np.float32]:
-    """The rows of numbers (B, columns) that a request gives under a name.
+def numbers(
+    content: Any, name: str, columns: int, least: float, largest: float, at_least: int = 1
+) -> NDArray[np.float32]:
+    """The rows of numbers (B, columns) that a request gives under a name; see ``most_rows`` for how many.
 
     Raises:
         HTTPException: 422, saying what is wrong.
@@ -133,8 +136,8 @@ def numbers(content: Any, name: str, columns: int, least: float, largest: float)
     if not isinstance(content, dict) or set(content) != {name}:
         raise HTTPException(422, f'send one object with one key, "{name}"')
     rows = content[name]
-    if not isinstance(rows, list) or not 1 <= len(rows) <= most_rows(columns):
-        raise HTTPException(422, f"{name} must be a list of 1 to {most_rows(columns)} rows")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= most_rows(columns, at_least):
+        raise HTTPException(422, f"{name} must be a list of 1 to {most_rows(columns, at_least)} rows")
     for row in rows:
         if not isinstance(row, list) or len(row) != columns:
             raise HTTPException(422, f"each row of {name} must be a list of {columns} numbers")
@@ -144,9 +147,14 @@ def numbers(content: Any, name: str, columns: int, least: float, largest: float)
     return np.array(rows, np.float32)
 
 
-def most_rows(columns: int) -> int:
+def most_rows(columns: int, at_least: int = 1) -> int:
     """How many rows of so many numbers a request may have: what fits into its bytes, whatever the numbers are."""
-    return min(ROWS, max(1, LARGEST_BODY // (DIGITS * columns)))
+    return min(ROWS, max(at_least, LARGEST_BODY // (DIGITS * columns)))
+
+
+def most_bytes(columns: int, at_least: int = 1) -> int:
+    """How many bytes a request may have, into which so many rows are to fit."""
+    return max(LARGEST_BODY, at_least * DIGITS * columns)
 
 
 def _finite(values: NDArray[np.float32]) -> list[Any]:
@@ -161,10 +169,10 @@ def openapi(world: World) -> dict[str, Any]:
     """The API in OpenAPI's words."""
     latent, pixels = world.model.latent_dim, math.prod(world.model.shape)
 
-    def rows(columns: int, least: float, largest: float) -> dict[str, Any]:
+    def rows(columns: int, least: float, largest: float, at_least: int = 1) -> dict[str, Any]:
         row = {"type": "array", "minItems": columns, "maxItems": columns,
                "items": {"type": "number", "minimum": least, "maximum": largest}}  # fmt: skip
-        return {"type": "array", "minItems": 1, "maxItems": most_rows(columns), "items": row}
+        return {"type": "array", "minItems": 1, "maxItems": most_rows(columns, at_least), "items": row}
 
     def asked(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         content = {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: schema}}
@@ -192,8 +200,8 @@ def openapi(world: World) -> dict[str, Any]:
                 f"each), {len(world.draws)} draws from the prior ({latent} each)", binary),
             "/images.bin": got(f"the pixels of the same images, {pixels} bytes each", binary),
             "/api/decode": {"post": {
-                "summary": f"Means of p(x|z) for up to {most_rows(latent)} codes: {pixels} bytes each",
-                "requestBody": asked("z", rows(latent, -FARTHEST, FARTHEST)),
+                "summary": f"Means of p(x|z) for up to {most_rows(latent, CODES)} codes: {pixels} bytes each",
+                "requestBody": asked("z", rows(latent, -FARTHEST, FARTHEST, CODES)),
                 "responses": {"200": {"description": "pixels", "content": binary}, **refused}}},
             "/api/score": {"post": {
                 "summary": "Codes, reconstructions (0 to 255) and nats of "

@@ -126,7 +126,7 @@ class ThroughFew(Growing):
                              "would normalise otherwise: leave one out")  # fmt: skip
         if has_dropout(model):
             raise UsageError("--backward-samples runs the network on all samples and again on some, for which "
-                             "--dropout would draw other masks: leave one out")  # fmt: skip
+                             "dropout would draw other masks: leave one out")  # fmt: skip
         if model.likelihood_head.spec.word == "optimal-gaussian":
             raise UsageError("--backward-samples scores images twice, and --likelihood optimal-gaussian would set its "
                              "sigma twice: take --likelihood gaussian, or leave one out")  # fmt: skip
@@ -281,7 +281,8 @@ class DReG(ThroughFew):
             goes through few (the encoder's from :math:`\tilde w_j \frac{\partial \log w_j}{\partial z_j}`).
 
     Raises:
-        UsageError: for a prior that is made of the encoder: its parameters would stand on both sides.
+        UsageError: as ``ThroughFew``, and for a prior that is made of the encoder: its parameters would stand on both
+            sides.
 
     Note:
         Unbiased for posteriors that are reparameterised; a Gumbel-softmax one passes its gradient straight through.

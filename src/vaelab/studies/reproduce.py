@@ -94,8 +94,8 @@ def reproduce(
             found.append(content["splits"]["test"][run.data.protocol]["metrics"])
             minutes.append(sum(record["seconds"] for record in RunFolder.open(path).history()) / 60)
         measured = _measured(wanted, plan.num_samples, found)
-        for metric in [metric for metric in published if metric not in measured]:
-            bar.say(f"{name}: {metric} was not measured (published {published[metric]:g})")
+        for metric in [metric for metric in entry.published if metric not in measured]:
+            bar.say(f"{name}: {metric} was not measured (published {entry.published[metric]:g})")
         rows += [_row(name, metric, published.get(metric), found, statistics.mean(minutes)) for metric in measured]
     return rows
 

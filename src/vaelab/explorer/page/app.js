@@ -475,16 +475,16 @@ function step(t) {
 // Ends the playing at the picture that is shown, and says whether there was any.
 function settle() {
   if (!$("play").dataset.playing) return false;
-  const where = Number($("position").value);
+  const isShown = $("play").dataset.playing === "true", where = Number($("position").value);
   stop();
-  step(where);
+  if (isShown) step(where);
   return true;
 }
 
 async function play() {
   if (settle()) return;
   const turn = ++turns.play;
-  $("play").dataset.playing = "true";
+  $("play").dataset.playing = "waiting";
   $("play").textContent = "Stop";
   let frames;
   try {
@@ -495,6 +495,7 @@ async function play() {
   }
   for (let tick = 0; turn === turns.play; tick++) {
     const phase = tick % (2 * FRAMES - 2), frame = phase < FRAMES ? phase : 2 * FRAMES - 2 - phase, t = frame / (FRAMES - 1);
+    $("play").dataset.playing = "true";
     for (const id of ["picture", "preview"]) paint($(id), frames[frame]);
     $("picture-caption").textContent = `${Math.round(100 * t)} % of the way from A to B`;
     $("position").value = t;
