@@ -271,7 +271,7 @@ def read_image(path: Path, image_size: tuple[int, int] | None) -> NDArray[np.uin
 
 
 def _is_deep(path: Path) -> bool:
-    with Image.open(path) as opened:
+    with _large_images(), Image.open(path) as opened:
         return opened.mode.startswith("I")
 
 
