@@ -342,7 +342,9 @@ def test_a_report_says_how_the_prior_came_about(refitted, tmp_path, capsys):
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "vaelab refit mlp --prior two-stage --hidden-dims 32 --epochs 25 --batch-size 64" in page
-    assert page.count("All this is under the prior that the run was trained with") == 2, "curves; rate and distortion"
+    before = "All this is under the prior that the run was trained with"
+    assert f"augmentation included. {before}" in page
+    assert f"down and left is better. {before}" in page
     capsys.readouterr()
 
 

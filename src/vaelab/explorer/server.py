@@ -27,7 +27,7 @@ from vaelab import __version__
 from vaelab.explorer.world import World
 
 LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
-DIGITS = 24  # bytes of a number in JSON, at most
+DIGITS = 25  # bytes of a number in JSON and of what parts it from the next, at most
 ROWS = 64  # of a request, at most
 CODES = 24  # that the page asks for at once: a film, or a gallery
 FARTHEST = 1e3  # from 0 that a coordinate of z may be
