@@ -38,10 +38,10 @@ def doctor(run: RunPath, /, json: bool = False) -> None:
     console = Console(highlight=False)
     if not findings:
         console.print(f"{run}: healthy. Nothing was found, of all that vaelab doctor looks for.", markup=False)
-    if model is not None and symptoms.rate is None:
-        console.print("Single dimensions have no rate under this posterior and prior: whether the latent is too large "
-                      "or too small was not looked at.", markup=False)  # fmt: skip
     for finding in findings:
         colour = "red" if finding.kind == "illness" else "yellow"
         console.print(f"[bold {colour}]{finding.name}[/] ({finding.kind})")
         console.print(f"  {finding.evidence}\n  [bold]next:[/] {finding.remedy}", soft_wrap=True)
+    if model is not None and symptoms.rate is None:
+        console.print("Single dimensions have no rate under this posterior and prior: whether the latent is too large "
+                      "or too small was not looked at.", soft_wrap=True)  # fmt: skip
