@@ -984,3 +984,19 @@ def test_a_checkpoint_holds_tensors_without_what_else_lies_in_their_storage(tmp_
     assert torch.equal(found["a"]["b"][0], part)
     assert found["a"]["b"][0].stride() == (1, 5)
     assert torch.equal(found["c"], whole)
+
+
+@pytest.mark.parametrize(
+    ("channels", "changes", "kept"), [(1, {}, True), (3, {}, False), (3, {"likelihood": "gaussian"}, False)]
+)
+def test_what_bf16_changes_was_measured_with_grey_images(channels, changes, kept, monkeypatch):
+    """Colour has another likelihood, chosen or not, and so another model than the one that was measured."""
+    given = []
+    monkeypatch.setattr(
+        "vaelab.training.trainer.resolve_precision", lambda *arguments: given.append(arguments[2]) or "fp32"
+    )
+    run = override(recipe("mlp"), **changes)
+    x = torch.rand(20, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    Trainer(run, v.load(x), torch.device("cpu"))
+    assert recipe("mlp").bf16_gap is not None
+    assert given == [recipe("mlp").bf16_gap if kept else None]

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from vaelab import __version__
 from vaelab.explorer.world import World
 
-LARGEST_BODY = 2 * 2**20  # bytes; more where one image alone may take more
+LARGEST_BODY = 2 * 2**20  # bytes; more where one image, or the codes of a film, take more
 DIGITS = 25  # bytes of a number in JSON and of what parts it from the next, at most
 ROWS = 64  # of a request, at most
 CODES = 24  # that the page asks for at once: a film, or a gallery
