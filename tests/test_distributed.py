@@ -19,7 +19,8 @@ from vaelab import recipes
 from vaelab.cli import main
 from vaelab.config import override
 from vaelab.errors import FailureError, UsageError
-from vaelab.processes.distributed import LostProcessError, Team, launched, leads, team
+from vaelab.processes.distributed import Team, launched, leads, team
+from vaelab.processes.lost import LostProcessError
 from vaelab.processes.sharing import SharedMemory, Table
 from vaelab.runs.loading import load_model
 from vaelab.train import fit
@@ -186,6 +187,11 @@ def test_a_wish_to_stop_is_heard_by_all_with_the_next_average(monkeypatch, share
     assert post.each(ask) == [[False, False, True, False]] * 2
 
 
+def has_memory(team, *wanted):
+    team.share_memory(*wanted)
+    return team.memory is not None
+
+
 def test_without_room_everything_goes_by_message(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -196,7 +202,7 @@ def test_without_room_everything_goes_by_message(monkeypatch):
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", sent.append)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
     before = os.listdir("/proc/self/fd")
-    assert SharedMemory.among(Team(0, 2), 20_000, 3, CPU) is None
+    assert not has_memory(Team(0, 2), 20_000, 3, CPU)
     assert sent == [[None]], "and all others hear of it"
     assert os.listdir("/proc/self/fd") == before
 
@@ -219,7 +225,7 @@ def test_memory_that_one_process_cannot_open_is_used_by_none(monkeypatch, tmp_pa
 
         monkeypatch.setattr(torch.distributed, "broadcast_object_list", given)
         before = os.listdir("/proc/self/fd")
-        assert SharedMemory.among(Team(1, 2), 20_000, 3, CPU) is None
+        assert not has_memory(Team(1, 2), 20_000, 3, CPU)
         assert os.listdir("/proc/self/fd") == before
     assert votes == [0.0]
 
@@ -318,7 +324,7 @@ def test_memory_is_shared_only_where_it_helps(monkeypatch, world, local, count, 
     """By several processes, not too many, all on one machine, on a CPU; nobody is asked."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", None)
-    assert SharedMemory.among(Team(0, world), count, 3, torch.device(device)) is None
+    assert not has_memory(Team(0, world), count, 3, torch.device(device))
 
 
 @pytest.mark.parametrize("other", [19_999, 20_001])

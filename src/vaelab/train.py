@@ -24,7 +24,8 @@ from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import MADE, NAMED, NOWHERE, source_of
 from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
 from vaelab.models import VAE
-from vaelab.processes.distributed import LostProcessError, leads, team
+from vaelab.processes.distributed import leads, team
+from vaelab.processes.lost import LostProcessError
 from vaelab.progress import Display
 from vaelab.runs.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.runs.loading import require_same_data

@@ -11,27 +11,24 @@ import functools
 import itertools
 import os
 import shlex
+import socket
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast, final
+from typing import TypeVar, cast, final
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from vaelab.errors import FailureError
-
-if TYPE_CHECKING:
-    from vaelab.processes.sharing import SharedMemory
+from vaelab.processes.lost import failures
+from vaelab.processes.sharing import SharedMemory, Table
 
 T = TypeVar("T")
 
 # What is exchanged is told apart by its count of values, as sums of these are exact in fp32; and what is no exchange.
 _COUNTS = 2**12
 _NO_COUNT = _COUNTS
-
-
-class LostProcessError(FailureError):
-    """Another process of the training has ended, or cannot be reached."""
 
 
 def leads() -> bool:
@@ -73,6 +70,51 @@ class Team:
     def leads(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
+
+    def share_memory(self, count: int, kinds: int, device: torch.device) -> None:
+        """Share room for ``count`` values of each process, where one machine has them all; called by all.
+
+        Args:
+            count: fp32 values of each process.
+            kinds: how often as many values are there that all have in common.
+            device: what they train on.
+
+        Raises:
+            FailureError: if another process has gone.
+        """
+        one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(self.world)
+        able = device.type == "cpu" and sys.platform == "linux" and hasattr(os, "memfd_create")
+        if not (1 < self.world <= SharedMemory.MOST and one_machine and able):
+            return
+        size, memory, table = SharedMemory.size(count, self.world, kinds), None, None
+        given: list[tuple[str, bytes] | None] = [None]
+        with contextlib.ExitStack() as stack:
+            listening = None
+            if self.leads:
+                with contextlib.suppress(OSError):
+                    # Without a name, so that nothing is left behind if a process is killed.
+                    file = os.memfd_create("vaelab")
+                    stack.callback(os.close, file)
+                    os.posix_fallocate(file, 0, size)  # now, and not at the first write, which would be fatal
+                    listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    listening.bind("")  # Linux chooses an address that is no file
+                    listening.listen(self.world)
+                    given = [(f"/proc/{os.getpid()}/fd/{file}", listening.getsockname())]
+            with failures():
+                dist.broadcast_object_list(given)
+            if given[0] is not None:
+                path, address = given[0]
+                # RuntimeError: torch's, for a file that cannot be opened
+                with contextlib.suppress(RuntimeError, OSError):
+                    table = Table(leads=True) if self.leads else Table.at(address)
+                    memory = SharedMemory(path, count, self.world, kinds, table)
+            if not self.agree(memory is not None):
+                if table is not None:
+                    table.close()
+                return
+            if listening is not None and table is not None:
+                table.seat(listening, self.world - 1)  # who wait there already
+            self.memory = memory
 
     def ask(self, stop: bool) -> bool:
         """Ask all processes to stop, if ``stop``; returns whether any had asked before the last ``average_``.
@@ -155,7 +197,7 @@ class Team:
         Raises:
             FailureError: if another process has gone, or exchanges something else.
         """
-        memory = cast("SharedMemory", self.memory)
+        memory = cast(SharedMemory, self.memory)
         marks, *sums = memory.meet(float(_NO_COUNT), *numbers)
         self._require_same(marks, _NO_COUNT)
         return tuple(sums)
@@ -218,18 +260,6 @@ def team(device: torch.device) -> Generator[Team]:
         if joined.memory is not None:
             joined.memory.close()
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def failures() -> Generator[None]:
-    """Say of an error inside the block that another process has gone."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        raise LostProcessError(
-            f"another process of this training has gone ({str(error).splitlines()[0]}): start them all again, "
-            "with --resume"
-        ) from error
 
 
 def mean_of(rows: Tensor) -> Tensor:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
-import sys
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from vaelab.processes.distributed import Team, failures
+from vaelab.processes.lost import failures
 
 
 @final
@@ -47,47 +44,6 @@ class SharedMemory:
     def size(count: int, world: int, kinds: int) -> int:
         """The bytes of it all."""
         return 4 * count * (2 * world + kinds)
-
-    @classmethod
-    def among(cls, team: Team, count: int, kinds: int, device: torch.device) -> SharedMemory | None:
-        """Room for ``count`` values of each process, where one machine has them all; else None. Called by all.
-
-        Raises:
-            FailureError: if another process has gone.
-        """
-        one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(team.world)
-        able = device.type == "cpu" and sys.platform == "linux" and hasattr(os, "memfd_create")
-        if not (1 < team.world <= cls.MOST and one_machine and able):
-            return None
-        size, memory, table = cls.size(count, team.world, kinds), None, None
-        given: list[tuple[str, bytes] | None] = [None]
-        with contextlib.ExitStack() as stack:
-            listening = None
-            if team.leads:
-                with contextlib.suppress(OSError):
-                    # Without a name, so that nothing is left behind if a process is killed.
-                    file = os.memfd_create("vaelab")
-                    stack.callback(os.close, file)
-                    os.posix_fallocate(file, 0, size)  # now, and not at the first write, which would be fatal
-                    listening = stack.enter_context(socket.socket(socket.AF_UNIX))
-                    listening.bind("")  # Linux chooses an address that is no file
-                    listening.listen(team.world)
-                    given = [(f"/proc/{os.getpid()}/fd/{file}", listening.getsockname())]
-            with failures():
-                dist.broadcast_object_list(given)
-            if given[0] is not None:
-                path, address = given[0]
-                # RuntimeError: torch's, for a file that cannot be opened
-                with contextlib.suppress(RuntimeError, OSError):
-                    table = Table(leads=True) if team.leads else Table.at(address)
-                    memory = cls(path, count, team.world, kinds, table)
-            if not team.agree(memory is not None):
-                if table is not None:
-                    table.close()
-                return None
-            if listening is not None and table is not None:
-                table.seat(listening, team.world - 1)  # who wait there already
-            return memory
 
     def rows(self, count: int) -> Tensor:
         """Where each process writes (world, count) until they meet, and reads until they meet again."""

@@ -30,7 +30,6 @@ from vaelab.objectives import sum_parts
 from vaelab.posteriors import VectorQuantized
 from vaelab.priors import VampPrior
 from vaelab.processes.distributed import Team
-from vaelab.processes.sharing import SharedMemory
 from vaelab.runtime import (
     Noise,
     RowNoise,
@@ -131,7 +130,7 @@ class Trainer:
         self.terms = torch.zeros(self.steps_per_epoch, len(self.names), device=device)
         self.zero = torch.zeros((), device=device)
         trained = sum(parameter.numel() for group in self.groups.values() for parameter in group)
-        self.team.memory = SharedMemory.among(self.team, trained, COMMON if self.compiled else 0, device)
+        self.team.share_memory(trained, COMMON if self.compiled else 0, device)
         if self.team.world > 1:
             way = "share memory" if self.team.memory else "send each other messages"
             log.info("%d processes, which %s", self.team.world, way)
