@@ -361,7 +361,7 @@ def test_workers_side_by_side_change_nothing(trained, digits, start):
 
 
 def test_a_gpu_does_not_take_all_images_at_once(trained, monkeypatch):
-    monkeypatch.setattr(module._Annealer, "device", torch.device("cuda"))
+    monkeypatch.setattr(type(trained), "device", torch.device("cuda"))
     monkeypatch.setattr(module, "decode_bytes", lambda model: 1000)
     pieces = module._Annealer(trained, Annealing(), 0).pieces(0, 1000, 2**30, 1)
     assert [piece.stop for piece in pieces] == [256, 512, 768, 1000]

@@ -18,9 +18,8 @@ import torch
 from vaelab import recipes
 from vaelab.cli import main
 from vaelab.config import override
-from vaelab.errors import FailureError, UsageError
+from vaelab.errors import FailureError, LostProcessError, UsageError
 from vaelab.processes.distributed import Team, launched, leads, team
-from vaelab.processes.lost import LostProcessError
 from vaelab.processes.sharing import SharedMemory, Table
 from vaelab.runs.loading import load_model
 from vaelab.train import fit

@@ -125,7 +125,7 @@ def test_what_a_model_on_a_gpu_decodes_comes_to_the_cpu():
     """The images of this model can do nothing else: a real device is not to be had everywhere."""
     images = torch.rand(600, 1, 4, 4)
     there = SimpleNamespace(
-        parameters=lambda: iter([torch.empty(0)]),
+        device=torch.device("cpu"),
         likelihood=lambda z: SimpleNamespace(mean=SimpleNamespace(cpu=lambda: images[z[:, 0].long()])),
     )
     assert torch.equal(figures.decode(there, torch.arange(600.0)[:, None]), images)
@@ -135,7 +135,7 @@ def test_samples_are_seeded_on_the_device_that_draws_them(monkeypatch):
     asked = []
     monkeypatch.setattr(decoding, "seeded", lambda *given: asked.append(given) or contextlib.nullcontext())
     there = torch.device("meta")
-    model = SimpleNamespace(parameters=lambda: iter([torch.empty(0, device=there)]), prior=lambda: torch.distributions.Normal(0, 1))  # fmt: skip
+    model = SimpleNamespace(device=there, prior=lambda: torch.distributions.Normal(0, 1))
     figures.sample_prior(model, 4, seed=3)
     assert asked == [(3, there)]
 

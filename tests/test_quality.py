@@ -42,9 +42,10 @@ def dataset(x, y=None, name="made", protocol="grey", binary=False):
 class Stub(nn.Module):
     """A model that reconstructs ``restore(x)``, from a posterior over images; with ``pictures``, they are its samples."""
 
+    device = torch.device("cpu")
+
     def __init__(self, restore=None, pictures=None, prior=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
         self.restore, self.pictures = restore, pictures
         self.pz = prior or Independent(Normal(torch.zeros(2), 1.0), 1)
 

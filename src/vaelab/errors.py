@@ -28,6 +28,10 @@ class InterruptedRun(FailureError):
     code: ClassVar[int] = 130
 
 
+class LostProcessError(FailureError):
+    """Another process of a training has ended, or cannot be reached."""
+
+
 class NotFiniteError(FailureError):
     """A number of a training run is NaN or infinite.
 
@@ -40,6 +44,11 @@ class NotFiniteError(FailureError):
     def __init__(self, message: str, step: int, term: str) -> None:
         super().__init__(message)
         self.step, self.term = step, term
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

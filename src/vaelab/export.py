@@ -86,7 +86,7 @@ class Scorer(nn.Module):
         if not _has_spread(model):
             raise UsageError(f"no score of an image: {_WHAT_A_SCORE_NEEDS}, and this posterior knows no deviation")
         with torch.no_grad():
-            self(torch.zeros(1, *model.shape, device=next(model.parameters()).device))  # draws the noise
+            self(torch.zeros(1, *model.shape, device=model.device))  # draws the noise
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Encode, decode and score."""
@@ -113,10 +113,9 @@ def _has_spread(model: VAE) -> bool:
     """Whether each dimension of q(z|x) has a standard deviation that is known, and says something."""
     if model.space != "real":
         return False
-    device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            _ = model.posterior(torch.zeros(1, *model.shape, device=device)).stddev
+            _ = model.posterior(torch.zeros(1, *model.shape, device=model.device)).stddev
     except NotImplementedError:
         return False
     return True

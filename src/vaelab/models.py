@@ -194,6 +194,11 @@ class VAE(nn.Module):
         return cast(Posterior, self.posterior(x)).center
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are, and inputs belong."""
+        return next(self.parameters()).device
+
+    @property
     def space(self) -> Space:
         """Where latents lie."""
         return self.posterior_head.space

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaelab.errors import UsageError
+from vaelab.errors import UsageError, first_line
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -221,6 +221,19 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
 
 
+@contextlib.contextmanager
+def eval_mode(*modules: torch.nn.Module) -> Generator[None]:
+    """Dropout and batch norm as in evaluation, inside the block; then each module has the mode that it had."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.train(training)
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 
@@ -239,10 +252,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device("cpu" if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"--device {name} cannot be used here ({reason}); --device auto takes what there is"
-        ) from error
+        why = first_line(error)
+        raise UsageError(f"--device {name} cannot be used here ({why}); --device auto takes what there is") from error
     return device
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vaelab.config import Picture, Run, flat
-from vaelab.errors import UsageError
+from vaelab.errors import UsageError, first_line
 from vaelab.runs.checkpoint import read_json, write_json
 from vaelab.slots import SLOTS
 from vaelab.train import Epoch
@@ -134,8 +134,7 @@ class Tracker(ABC):
             raise
         except Exception as error:  # whatever a package raises: hours of training are not to end by it
             self._failed = True
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("%s: %s; the training goes on without it", self.word, why)
+            log.warning("%s: %s; the training goes on without it", self.word, first_line(error))
 
     @abstractmethod
     def open(self, title: str, settings: Mapping[str, Any], name: str | None, folder: Path | None) -> str:

@@ -22,10 +22,9 @@ import torch
 from vaelab.config import Data, Run, from_json, override, to_json
 from vaelab.data.datasets import Dataset, load
 from vaelab.data.sources import MADE, NAMED, NOWHERE, source_of
-from vaelab.errors import FailureError, InterruptedRun, NotFiniteError, UsageError
+from vaelab.errors import FailureError, InterruptedRun, LostProcessError, NotFiniteError, UsageError
 from vaelab.models import VAE
 from vaelab.processes.distributed import leads, team
-from vaelab.processes.lost import LostProcessError
 from vaelab.progress import Display
 from vaelab.runs.folder import MACHINE_SETTINGS, RunFolder
 from vaelab.runs.loading import require_same_data
@@ -194,19 +193,24 @@ def _train(
     except FailureError as error:
         if folder is None or isinstance(error, InterruptedRun):
             raise
-        saved = folder.load_last()
-        again = "give a new try another --out" if isinstance(error, NotFiniteError) else "--resume starts it anew"
-        go_on = "" if isinstance(error, NotFiniteError) else ": go on with --resume"
-        nothing = f"no checkpoint had been saved yet: {again}"
-        kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}{go_on}" if saved else nothing
-        if isinstance(error, NotFiniteError):
-            folder.write_failure(error, None if saved is None else saved["step"])
-        kind = LostProcessError if isinstance(error, LostProcessError) else FailureError
-        raise kind(f"{error}; {kept}") from error
+        raise _with_what_is_kept(error, folder) from error
     if trainer.best is None:
         log.info("annealing and warm-up had not ended when the run did: its last weights are taken as its best")
         if folder is not None:
             folder.save_best(trainer.evaluated.state_dict())
+
+
+def _with_what_is_kept(error: FailureError, folder: RunFolder) -> FailureError:
+    """The error of a failed training that also tells what was saved, and how to go on."""
+    saved = folder.load_last()
+    again, go_on = "--resume starts it anew", ": go on with --resume"
+    if isinstance(error, NotFiniteError):
+        folder.write_failure(error, None if saved is None else saved["step"])
+        again, go_on = "give a new try another --out", ""
+    nothing = f"no checkpoint had been saved yet: {again}"
+    kept = f"{folder.path / 'last.pt'} keeps step {saved['step']}{go_on}" if saved else nothing
+    kind = LostProcessError if isinstance(error, LostProcessError) else FailureError
+    return kind(f"{error}; {kept}")
 
 
 def _show(display: Display, trainer: Trainer, steps: int, seconds: float) -> None:

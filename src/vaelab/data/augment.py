@@ -25,8 +25,6 @@ def augment(batch: Batch, how: Augment, noise: Noise) -> Batch:
         how: the strengths, and the share.
         noise: where the randomness comes from (stream ``"augment"``).
     """
-    if how.augment_prob <= 0:
-        return batch
     u = noise.uniform("augment", (len(batch.x), 4))
     chosen = u[:, 0] < how.augment_prob
     angle, right, down = (2 * u[chosen, 1:] - 1).unbind(1)

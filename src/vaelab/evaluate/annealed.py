@@ -216,13 +216,9 @@ class _Annealer:
     how: Annealing
     seed: int
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
     def pieces(self, first: int, size: int, memory: int, workers: int) -> list[slice]:
         """The rows from ``first`` on, as many at a time as fit, and leave no worker idle."""
-        most = _CPU_CHAINS if self.device.type == "cpu" else _GPU_CHAINS
+        most = _CPU_CHAINS if self.model.device.type == "cpu" else _GPU_CHAINS
         chains = min(most, memory // (workers * _BACKWARD * decode_bytes(self.model)))
         images = max(_LEAST, min(chains // self.how.num_chains, -(-(size - first) // workers)))
         return [slice(begin, min(begin + images, size)) for begin in range(first, size, images)]
@@ -243,7 +239,7 @@ class _Annealer:
     def bracket(self, rows: slice) -> Values:
         """The bounds of images that the model makes; each (B,)."""
         filled = range(rows.start, max(rows.stop, rows.start + _LEAST))
-        exact, x = _simulate(self.model, filled, self._seed("simulation"), self.device)
+        exact, x = _simulate(self.model, filled, self._seed("simulation"), self.model.device)
         target = _Target(self.model, x, self.how.start, rows.start, _MADE)
         eps = self._step_sizes(target)
         forward = target.start_chains(self.how.num_chains, self._seed("forward"))
@@ -271,7 +267,7 @@ class _Annealer:
         )
 
     def _draws(self, target: _Target, num_chains: int, purpose: str) -> _RowDraws:
-        noise = RowNoise(self._seed(purpose), target.first_row, self.device, block=1)
+        noise = RowNoise(self._seed(purpose), target.first_row, self.model.device, block=1)
         return _RowDraws(noise, len(target.x), num_chains, self.model.latent_dim)
 
     def _seed(self, purpose: str) -> int:

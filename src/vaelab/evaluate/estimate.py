@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vaelab.runtime import eval_mode
+
 
 @final
 @dataclass(frozen=True)
@@ -51,10 +53,5 @@ class Estimate:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
     """No gradients, dropout and batch norm as in evaluation; the model's mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    with eval_mode(model), torch.no_grad():
+        yield

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vaelab.errors import FailureError
 from vaelab.evaluate.estimate import evaluating
 from vaelab.models import VAE
-from vaelab.runtime import threads
+from vaelab.runtime import eval_mode, threads
 
 Values = dict[str, NDArray[np.float64]]
 """Values of some images by name, each (B,)."""
@@ -38,20 +38,15 @@ def in_pieces(model: VAE, pieces: list[slice], score: Callable[[slice], Values],
         workers: threads that score pieces side by side on a CPU. Each has one thread for its products: a core to each
             piece beats all cores on one small product.
     """
-    training = model.training
-    model.eval()
-    try:
-        with model.fixed_prior(), threads(1 if workers > 1 else None):
-            if workers == 1:
-                yield from ((piece, score(piece)) for piece in pieces)
-                return
-            pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
-            try:
-                yield from zip(pieces, pool.map(score, pieces), strict=True)
-            finally:  # pieces that no worker has begun are given up: a caller may stop early
-                pool.shutdown(cancel_futures=True)
-    finally:
-        model.train(training)
+    with eval_mode(model), model.fixed_prior(), threads(1 if workers > 1 else None):
+        if workers == 1:
+            yield from ((piece, score(piece)) for piece in pieces)
+            return
+        pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+        try:
+            yield from zip(pieces, pool.map(score, pieces), strict=True)
+        finally:  # pieces that no worker has begun are given up: a caller may stop early
+            pool.shutdown(cancel_futures=True)
 
 
 def join(rows: Iterable[Rows]) -> Values:
@@ -80,7 +75,7 @@ def decode_bytes(model: VAE) -> int:
     hooks = [module.register_forward_hook(count) for module in leaves]
     try:
         with evaluating(model):
-            model.decoder(torch.zeros(1, model.latent_dim, device=next(model.parameters()).device))
+            model.decoder(torch.zeros(1, model.latent_dim, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()

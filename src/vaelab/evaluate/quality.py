@@ -272,15 +272,14 @@ def _embed(extractors: Sequence[Extractor], x: Tensor) -> list[Array]:
 
 def _samples(model: VAE, count: int, seed: int) -> Tensor:
     """Means (N, C, H, W) of p(x|z), z ~ p(z): the same for the same seed, and no global generator is touched."""
-    device = next(model.parameters()).device
     # ``Distribution.sample`` takes no generator. On the CPU there is only one to restore, and every device gets the
     # same latents.
-    twin = model if device.type == "cpu" else copy.deepcopy(model).cpu()
+    twin = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
     with evaluating(model), evaluating(twin), seeded(derived_seed(seed, "prior")):
         prior = twin.prior()
         sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
         z = [prior.sample((size,)) for size in sizes]  # not all at once: a mixture draws from each of its components
-        return torch.cat([model.likelihood(rows.to(device)).mean for rows in z])
+        return torch.cat([model.likelihood(rows.to(model.device)).mean for rows in z])
 
 
 def _chosen(data: Dataset, split: str, count: int, seed: int) -> Tensor:

@@ -15,9 +15,8 @@ from vaelab.runtime import RowNoise
 
 def why_no_bound(model: VAE) -> str | None:
     """Why more samples give no better bound on log p(x); None where they do."""
-    device = next(model.parameters()).device
     with evaluating(model):
-        draw = model.draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
+        draw = model.draw(torch.zeros(1, *model.shape, device=model.device), noise=RowNoise(0, device=model.device))
         try:
             _ = draw.log_w
         except TypeError as error:
@@ -37,7 +36,7 @@ def why_no_annealing(model: VAE, start: Literal["encoder", "prior"] = "encoder")
 def _why_no_prior_density(model: VAE) -> str | None:
     with evaluating(model):
         try:
-            model.prior().log_prob(torch.zeros(1, model.latent_dim, device=next(model.parameters()).device))
+            model.prior().log_prob(torch.zeros(1, model.latent_dim, device=model.device))
         except TypeError as error:
             return str(error)
     return None
@@ -45,11 +44,10 @@ def _why_no_prior_density(model: VAE) -> str | None:
 
 def why_no_density(model: VAE) -> str | None:
     """Why q(z|x) cannot score latents that it did not draw itself; None where it can."""
-    device = next(model.parameters()).device
     with evaluating(model):
-        qz = model.posterior(torch.zeros(1, *model.shape, device=device))
+        qz = model.posterior(torch.zeros(1, *model.shape, device=model.device))
         try:
-            qz.log_prob(torch.zeros(1, model.latent_dim, device=device))
+            qz.log_prob(torch.zeros(1, model.latent_dim, device=model.device))
         except NotImplementedError as error:
             return f"{error} (chains can start from the prior: --ais-start prior)"
     return None

@@ -28,14 +28,13 @@ def encode(model: VAE, x: Tensor) -> NDArray[np.float32]:
 
 def decode(model: VAE, z: Tensor) -> Tensor:
     """Means (N, C, H, W) of p(x|z), on the CPU, where figures are drawn."""
-    device = next(model.parameters()).device
     with torch.no_grad():
-        return torch.cat([model.likelihood(rows.to(device)).mean.cpu() for rows in z.split(BATCH)])
+        return torch.cat([model.likelihood(rows.to(model.device)).mean.cpu() for rows in z.split(BATCH)])
 
 
 def sample_prior(model: VAE, count: int, seed: int) -> Tensor:
     """Latents (N, D) from the prior: the same for a seed on one kind of device, and no global generator is moved."""
-    with seeded(seed, next(model.parameters()).device), torch.no_grad():
+    with seeded(seed, model.device), torch.no_grad():
         return model.prior().sample((count,))
 
 

@@ -95,20 +95,18 @@ class MCEM(Scored):
         import torch
 
         from vaelab.objectives.memory import Chains
+        from vaelab.runtime import eval_mode
         from vaelab.samplers import hamiltonian
 
-        chains, training = cast(Chains, networks["chains"]), model.training
-        model.eval()  # else dropout would change the density on the way, and one chain depend on those beside it
-        try:
-            with torch.autocast(batch.x.device.type, enabled=False), model.fixed_prior():
-                pz, size = model.prior(), len(batch.x)
-                start = chains.of(batch.index, cast("PriorDistribution", pz).rsample_from(noise, size).detach())
-                z, probability = hamiltonian(
-                    lambda z: model.log_px(batch.x, z[None])[0] + pz.log_prob(z), start, chains.log_eps.exp(),
-                    noise.normal("momentum", start.shape), noise.uniform("transition", (size, 2)).mT, self.num_leapfrog,
-                )  # fmt: skip
-        finally:
-            model.train(training)
+        chains = cast(Chains, networks["chains"])
+        # In training mode dropout would change the density on the way, and one chain depend on those beside it.
+        with eval_mode(model), torch.autocast(batch.x.device.type, enabled=False), model.fixed_prior():
+            pz, size = model.prior(), len(batch.x)
+            start = chains.of(batch.index, cast("PriorDistribution", pz).rsample_from(noise, size).detach())
+            z, probability = hamiltonian(
+                lambda z: model.log_px(batch.x, z[None])[0] + pz.log_prob(z), start, chains.log_eps.exp(),
+                noise.normal("momentum", start.shape), noise.uniform("transition", (size, 2)).mT, self.num_leapfrog,
+            )  # fmt: skip
         chains.keep(batch.index, z)
         chains.log_eps += _GAIN * (probability.mean() - ACCEPTANCE)
         return z

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vaelab.errors import FailureError
-from vaelab.processes.lost import failures
-from vaelab.processes.sharing import SharedMemory, Table
+from vaelab.processes.sharing import SharedMemory, Table, failures
 
 T = TypeVar("T")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from vaelab.processes.lost import failures
+from vaelab.errors import LostProcessError, first_line
 
 
 @final
@@ -161,3 +162,18 @@ class Table:
         if len(message) < size:
             raise ConnectionResetError("connection closed by peer")
         return message
+
+
+@contextlib.contextmanager
+def failures() -> Generator[None]:
+    """Say of an error inside the block that another process has gone.
+
+    Raises:
+        LostProcessError: in place of what a socket or ``torch.distributed`` raises.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise LostProcessError(
+            f"another process of this training has gone ({first_line(error)}): start them all again, with --resume"
+        ) from error

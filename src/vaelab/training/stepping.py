@@ -121,7 +121,7 @@ class CompiledStep:
         self._shared = memory if self._apart and memory is not None and memory.kinds == COMMON else None
         self._losses = _Losses(plain)
         self._state = {**dict(self._losses.named_parameters()), **dict(self._losses.named_buffers())}
-        self._weights = Weights(next(plain.model.parameters()).device)
+        self._weights = Weights(plain.model.device)
         self._functions: dict[Objective, _Traced] = {}
         self._descents: dict[tuple[str, ...], _Descent] = {}
         self._failed = False

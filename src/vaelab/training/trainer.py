@@ -36,6 +36,7 @@ from vaelab.runtime import (
     StepNoise,
     derived_seed,
     epoch_order,
+    eval_mode,
     generator,
     has_fast_bf16,
     keep_freed_memory,
@@ -329,10 +330,9 @@ class Trainer:
         batches = self.team.share(self.data.batches("validation", size))
         with self._autocast():
             sums = sum_parts(objective, model, self.networks.eval(), batches, self._no_parts)
-        flat = torch.cat([part.flatten() for part in sums.values()])
-        self.team.average_(flat)
-        whole = (flat.cpu() * self.team.world / len(self.data.validation)).split([p.numel() for p in sums.values()])
-        means = {name: mean.reshape(part.shape) for (name, part), mean in zip(sums.items(), whole, strict=True)}
+        sums = {name: part.clone() for name, part in sums.items()}  # a process without images has no sums of its own
+        self.team.average_(*sums.values())
+        means = {name: part.cpu() * self.team.world / len(self.data.validation) for name, part in sums.items()}
         loss = float(objective.loss(means))
         if not math.isfinite(loss):
             raise NotFiniteError(
@@ -430,10 +430,8 @@ def _normalises_one_number(model: VAE) -> bool:
         norm.register_forward_hook(lambda _, inputs, __: pixels.append(inputs[0][0, 0].numel()))
         for norm in batch_norms(model)
     ]
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        model.eval().draw(torch.zeros(1, *model.shape, device=device), noise=RowNoise(0, device=device))
-    model.train()
+    with eval_mode(model), torch.no_grad():
+        model.draw(torch.zeros(1, *model.shape, device=model.device), noise=RowNoise(0, device=model.device))
     for hook in hooks:
         hook.remove()
     return 1 in pixels

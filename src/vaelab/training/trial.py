@@ -17,7 +17,7 @@ from vaelab.errors import UsageError
 from vaelab.likelihoods.likelihood import Support
 from vaelab.models import VAE, Batch
 from vaelab.objectives import Objective
-from vaelab.runtime import RowNoise, seeded
+from vaelab.runtime import RowNoise, eval_mode, seeded
 from vaelab.slots import SLOTS
 
 B, K = 2, 3
@@ -35,23 +35,16 @@ def require_contract(run: Run, model: VAE, networks: nn.ModuleDict) -> None:
     foreign = [slot for slot in SLOTS if not type(getattr(run, slot)).__module__.startswith(("vaelab.", "builtins"))]
     if not foreign:
         return
-    training = model.training
-    model.eval()
-    networks.eval()
-    try:
-        with seeded(0, next(model.parameters()).device):  # torch's distributions draw from the global generator
-            with torch.no_grad():
-                _require_parts(run, model)
-            if "objective" in foreign:
-                _require_objective(run.objective, model, networks)
-    finally:
-        model.train(training)
-        networks.train(training)
+    # The seed: torch's distributions draw from the global generator.
+    with eval_mode(model, networks), seeded(0, model.device):
+        with torch.no_grad():
+            _require_parts(run, model)
+        if "objective" in foreign:
+            _require_objective(run.objective, model, networks)
 
 
 def _require_parts(run: Run, model: VAE) -> None:
-    device = next(model.parameters()).device
-    x, noise = torch.zeros(B, *model.shape, device=device), RowNoise(0, device=device)
+    x, noise = torch.zeros(B, *model.shape, device=model.device), RowNoise(0, device=model.device)
     features = model.encoder(x)
     _require_shape(run, "encoder", "its features", features, (B, model.encoder.out_features))
     qz = model.posterior_head(features)
@@ -84,8 +77,7 @@ def _require_parts(run: Run, model: VAE) -> None:
 
 
 def _require_objective(objective: Objective, model: VAE, networks: nn.ModuleDict) -> None:
-    device = next(model.parameters()).device
-    batch, noise = Batch(torch.zeros(B, *model.shape, device=device)), RowNoise(0, device=device)
+    batch, noise = Batch(torch.zeros(B, *model.shape, device=model.device)), RowNoise(0, device=model.device)
     now, what = objective.at(0.0), f"--objective {objective.word}"
     if not isinstance(now, Objective):
         raise UsageError(f"{what}: at(epoch) is to return the objective with its weights of that epoch")
